@@ -1,0 +1,47 @@
+"""The contract between download and the stages after it: the folder of conversations.
+
+``train.jsonl`` and ``validation.jsonl`` hold one conversation a line,
+``{"messages": [{"role": …, "content": …}, …]}``; ``manifest.json`` holds counts and sums.
+Plain text is a single message of role ``text``.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, TypedDict, get_args
+
+from stages.errors import DataError
+
+CONVERSATIONS = Path("data/conversations")
+
+Role = Literal["system", "user", "assistant", "text"]
+Split = Literal["train", "validation"]
+ROLES: tuple[Role, ...] = get_args(Role)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Message(TypedDict):
+    role: Role
+    content: str
+
+
+def to_line(messages: list[Message]) -> str:
+    """A conversation as its line of JSON, with the newline."""
+    return json.dumps({"messages": messages}, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def read_split(split: Split, folder: Path = CONVERSATIONS) -> Iterator[list[Message]]:
+    """The conversations of a split, one at a time. Raises DataError naming file and line."""
+    path = folder / f"{split}.jsonl"
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    messages: list[Message] = json.loads(line)["messages"]
+                except (ValueError, KeyError, TypeError):
+                    raise DataError(
+                        f"{path}:{number} is not a conversation: run the download stage again"
+                    ) from None
+                yield messages
+    except FileNotFoundError:
+        raise DataError(f"{path} not found: run the download stage first") from None
