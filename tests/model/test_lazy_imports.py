@@ -1,0 +1,66 @@
+"""``import model`` costs nothing, and its names are what they seem."""
+
+import pytest
+
+import model
+from tests.model.tiny import run_python
+
+HEAVY = ("torch", "tokenizers", "numpy", "safetensors", "transformers", "jinja2")
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import model", HEAVY),
+        ("import model.chat, model.config", HEAVY),
+        ("from model import ModelConfig", HEAVY),
+        ("from model import ChatTokenizer", ("torch", "safetensors", "transformers")),
+        ("from model import Transformer", ("tokenizers", "safetensors", "transformers")),
+    ],
+)
+def test_a_name_imports_no_library_that_it_does_without(
+    statement: str, absent: tuple[str, ...]
+) -> None:
+    loaded = run_python(f"import sys; {statement}; print(*sys.modules)").split()
+    assert "model" in loaded
+    assert not set(absent) & set(loaded)
+
+
+@pytest.mark.parametrize("name", model.__all__)
+def test_every_public_name_resolves_to_the_thing_of_that_name(name: str) -> None:
+    value = getattr(model, name)
+    assert callable(value)
+    assert value.__name__ == name
+
+
+def test_star_import_gives_all_names() -> None:
+    names: dict[str, object] = {}
+    exec("from model import *", names)
+    assert set(model.__all__) <= set(names)
+
+
+def test_every_name_stays_the_function_whatever_is_imported_before() -> None:
+    # Importing a submodule puts it into the package under its own name: a module `model.load`
+    # would hide the function `load`.
+    script = """
+import pkgutil, sys
+import model
+first = [f"import model.{each.name}" for each in pkgutil.iter_modules(model.__path__)]
+first += [f"from model import {name}" for name in model.__all__]
+for statement in first:
+    for name in [name for name in sys.modules if name.split(".")[0] == "model"]:
+        del sys.modules[name]
+    exec(statement)
+    import model
+    for name in model.__all__:
+        exec(f"from model import {name} as value")
+        assert callable(value) and value.__name__ == name, (statement, name, value)
+print(len(first))
+"""
+    assert int(run_python(script)) > len(model.__all__)
+
+
+def test_an_unknown_attribute_is_an_attribute_error_that_names_it() -> None:
+    with pytest.raises(AttributeError, match="'model' has no attribute 'generate_without_cache'"):
+        _ = model.generate_without_cache
+    assert not hasattr(model, "__wrapped__")
