@@ -1,0 +1,1 @@
+"""Ahead of the five stages: params.yaml is validated before DVC removes any output."""

@@ -1,0 +1,1 @@
+"""Room of the download stage: a source of rows becomes conversations, split and counted."""

@@ -1,0 +1,29 @@
+"""The download stage: a source of rows -> data/conversations and metrics/data.json."""
+
+from pathlib import Path
+
+from stages.conversations import CONVERSATIONS
+from stages.download.collect import collect
+from stages.download.params import DataParams
+from stages.download.sources import open_source
+from stages.errors import run
+from stages.files import output_folder, write_json
+from stages.params import read
+from stages.progress import say
+
+METRICS = Path("metrics/data.json")
+
+
+def main() -> None:
+    params = read("data", DataParams)
+    with output_folder(CONVERSATIONS) as folder:
+        report = collect(open_source(params), params, folder)
+        write_json(METRICS, report)
+    say(
+        f"download: {report['rows']['read']:,} rows gave {report['train']['conversations']:,} "
+        f"conversations for training and {report['validation']['conversations']:,} for validation"
+    )
+
+
+if __name__ == "__main__":
+    run("download", main)

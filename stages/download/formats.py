@@ -1,0 +1,183 @@
+"""Record formats: one small adapter each turns a row into turns of (role, content).
+
+To add a format, write its adapter and enter it in ``FORMATS`` with the columns that tell it and
+those that it reads besides: of a parquet file no other column is read.
+An adapter raises ``Malformed`` for a row that does not have the shape its format promises, and
+``Unusable`` for a sound row that a documented rule drops.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from stages.conversations import Role
+
+Turn = tuple[Role, str]
+
+
+class Malformed(ValueError):
+    """The row breaks its format; the message is the reason that the report counts."""
+
+
+class Unusable(ValueError):
+    """The row is sound but a rule drops it; the message is the reason that the report counts."""
+
+
+_ROLES: dict[str, Role] = {
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Malformed("wrong_type")
+    return value
+
+
+def _items(value: object) -> Iterable[object]:
+    if not isinstance(value, Iterable) or isinstance(value, str | Mapping):
+        raise Malformed("no_messages")
+    return value
+
+
+def _fields(message: object, *keys: str) -> list[object]:
+    if not isinstance(message, Mapping):
+        raise Malformed("wrong_type")
+    if not all(key in message for key in keys):
+        raise Malformed("message_without_role_or_content")
+    return [message[key] for key in keys]
+
+
+def _messages(value: object, role_key: str, content_key: str) -> list[Turn]:
+    if isinstance(value, str):  # a csv cell holds the list as JSON
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise Malformed("not_json") from None
+    turns: list[Turn] = []
+    for message in _items(value):
+        name, content = _fields(message, role_key, content_key)
+        role = _ROLES.get(_text(name).strip().lower())
+        if role is None:
+            raise Unusable("unknown_role")
+        turns.append((role, _text(content)))
+    if not turns:
+        raise Malformed("no_messages")
+    return turns
+
+
+def conversation(row: Mapping[str, Any]) -> list[Turn]:
+    """LMSYS: ``conversation`` is a list of {role, content}."""
+    return _messages(row["conversation"], "role", "content")
+
+
+def messages(row: Mapping[str, Any]) -> list[Turn]:
+    """OpenAI: ``messages`` is a list of {role, content}."""
+    return _messages(row["messages"], "role", "content")
+
+
+def sharegpt(row: Mapping[str, Any]) -> list[Turn]:
+    """ShareGPT: ``conversations`` is a list of {from, value}."""
+    return _messages(row["conversations"], "from", "value")
+
+
+def alpaca(row: Mapping[str, Any]) -> list[Turn]:
+    """Alpaca: ``instruction`` and an optional ``input`` ask, ``output`` answers."""
+    question = _text(row["instruction"])
+    extra = row.get("input")
+    if extra is not None and _text(extra).strip():
+        question = f"{question}\n\n{extra}"
+    return [("user", question), ("assistant", _text(row["output"]))]
+
+
+_PAIRS = (("prompt", "response"), ("prompt", "completion"), ("question", "answer"))
+
+
+def pairs(row: Mapping[str, Any]) -> list[Turn]:
+    """``prompt`` and ``response`` (or ``completion``), or ``question`` and ``answer``."""
+    for ask, answer in _PAIRS:
+        if ask in row and answer in row:
+            return [("user", _text(row[ask])), ("assistant", _text(row[answer]))]
+    raise Malformed("missing_column")
+
+
+def text(row: Mapping[str, Any]) -> list[Turn]:
+    """Plain text: ``text`` is a document."""
+    return [("text", _text(row["text"]))]
+
+
+def chitchat(row: Mapping[str, Any]) -> list[Turn]:
+    """Embedded chats: ``turns`` are lists of {sender, text}; who speaks first is the user."""
+    turns = [
+        [tuple(map(_text, _fields(message, "sender", "text"))) for message in _items(turn)]
+        for turn in _items(row["turns"])
+    ]
+    senders = list(dict.fromkeys(sender for turn in turns for sender, _ in turn))
+    if len(senders) < 2:
+        raise Unusable("single_sender")
+    if len(senders) > 2:
+        raise Unusable("more_than_two_senders")
+    role: dict[str, Role] = {senders[0]: "user", senders[1]: "assistant"}
+    return [
+        (role[turn[0][0]], "\n".join(text for _, text in turn if text.strip()))
+        for turn in turns
+        if turn
+    ]
+
+
+class Format(NamedTuple):
+    """An adapter, alternatives of columns that tell the format, and what else the adapter reads."""
+
+    adapter: Callable[[Mapping[str, Any]], list[Turn]]
+    columns: tuple[frozenset[str], ...]
+    optional: frozenset[str] = frozenset()
+
+
+# In order of recognition: the most specific columns first.
+FORMATS: dict[str, Format] = {
+    "conversation": Format(conversation, (frozenset({"conversation"}),)),
+    "messages": Format(messages, (frozenset({"messages"}),)),
+    "sharegpt": Format(sharegpt, (frozenset({"conversations"}),)),
+    "alpaca": Format(alpaca, (frozenset({"instruction", "output"}),), frozenset({"input"})),
+    "pairs": Format(pairs, tuple(frozenset(pair) for pair in _PAIRS)),
+    "text": Format(text, (frozenset({"text"}),)),
+    "chitchat": Format(chitchat, (frozenset({"turns"}),)),
+}
+
+# Every column that an adapter reads.
+COLUMNS = frozenset(
+    column
+    for form in FORMATS.values()
+    for columns in (*form.columns, form.optional)
+    for column in columns
+)
+
+
+def recognise(row: Mapping[str, Any]) -> str | None:
+    """The name of the format that the row's columns tell, or None."""
+    for name, form in FORMATS.items():
+        if any(columns <= row.keys() for columns in form.columns):
+            return name
+    return None
+
+
+def adapt(row: Mapping[str, Any], name: str) -> list[Turn]:
+    """The row's turns in format ``name`` (``auto`` goes by columns).
+
+    Raises Malformed, Unusable.
+    """
+    found = recognise(row) if name == "auto" else name
+    if found is None:
+        raise Malformed("unknown_columns")
+    try:
+        return FORMATS[found].adapter(row)
+    except KeyError:
+        raise Malformed("missing_column") from None

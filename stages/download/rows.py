@@ -1,0 +1,16 @@
+"""What a source yields: ``(where, row)``, where naming file and line for messages to the user."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be read, with the reason; it costs that row alone."""
+
+    reason: str
+
+
+Row = Mapping[str, Any] | BadRow
+Rows = Iterator[tuple[str, Row]]

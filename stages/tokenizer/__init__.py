@@ -1,0 +1,1 @@
+"""Room of the tokenizer stage: the training split's text becomes a byte-level BPE."""
