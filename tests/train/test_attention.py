@@ -1,0 +1,129 @@
+"""Attention in chunks is the attention of torch's kernels, and so are its gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.transformer import Attend, fused_attention
+from stages.train import attention
+from stages.train.attention import chunked_attention
+
+
+def make_inputs(
+    batch: int, heads: int, kv_heads: int, length: int, width: int, dtype: torch.dtype, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values and a gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, count, length, width) for count in (heads, kv_heads, kv_heads, heads)]
+    q, k, v, grad = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return q, k, v, grad
+
+
+def document_mask(batch: int, length: int, seed: int) -> Tensor:
+    """Documents of random lengths, other ones in each sequence."""
+    generator = torch.Generator().manual_seed(seed)
+    begins = torch.rand(batch, length, generator=generator) < 0.15
+    numbers = begins.cumsum(1)
+    return (numbers.unsqueeze(-1) == numbers.unsqueeze(-2)).tril().unsqueeze(1)
+
+
+def forward_and_backward(
+    attend: Attend, inputs: tuple[Tensor, Tensor, Tensor, Tensor], mask: Tensor | None
+) -> list[Tensor]:
+    """Output and gradients of queries, keys and values."""
+    q, k, v = (tensor.clone().requires_grad_() for tensor in inputs[:3])
+    output = attend(q, k, v, mask, mask is None)
+    return [output.detach(), *torch.autograd.grad(output, (q, k, v), inputs[3])]
+
+
+HEADS = [(1, 1), (4, 4), (4, 2), (6, 2), (4, 1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    heads=st.sampled_from(HEADS),
+    length=st.integers(1, 70),
+    width=st.sampled_from([2, 8, 12, 64]),
+    chunk=st.sampled_from([1, 5, 16]),
+    masked=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_output_and_gradients_are_those_of_the_fused_kernel(
+    batch: int,
+    heads: tuple[int, int],
+    length: int,
+    width: int,
+    chunk: int,
+    masked: bool,
+    seed: int,
+) -> None:
+    inputs = make_inputs(batch, *heads, length, width, torch.float32, seed)
+    mask = document_mask(batch, length, seed) if masked else None
+    expected = forward_and_backward(fused_attention, inputs, mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "LEAST_CHUNK", chunk)
+        given_ = forward_and_backward(chunked_attention, inputs, mask)
+    for ours, theirs in zip(given_, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 256, 300, 515])
+def test_lengths_about_the_borders_of_real_chunks(length: int, masked: bool) -> None:
+    inputs = make_inputs(2, 4, 2, length, 16, torch.float32, length)
+    mask = document_mask(2, length, 1) if masked else None
+    expected = forward_and_backward(fused_attention, inputs, mask)
+    for ours, theirs in zip(
+        forward_and_backward(chunked_attention, inputs, mask), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads", HEADS)
+def test_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel(
+    heads: tuple[int, int], masked: bool
+) -> None:
+    inputs = make_inputs(2, *heads, 200, 32, torch.bfloat16, 3)
+    q, k, v, grad = (tensor.float() for tensor in inputs)
+    mask = document_mask(2, 200, 1) if masked else None
+    exact = forward_and_backward(fused_attention, (q, k, v, grad), mask)
+    ours = forward_and_backward(chunked_attention, inputs, mask)
+    theirs = forward_and_backward(fused_attention, inputs, mask)
+    for mine, other, truth in zip(ours, theirs, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        error, allowed = ((one.float() - truth).norm() / truth.norm() for one in (mine, other))
+        assert error < 0.02
+        assert error < 2 * allowed + 1e-4
+
+
+def test_large_scores_lose_no_more_than_in_the_fused_kernel() -> None:
+    q, k, v, grad = make_inputs(1, 2, 1, 40, 8, torch.float32, 0)
+    inputs = (q * 100, k * 100, v, grad)
+    doubles = (inputs[0].double(), inputs[1].double(), v.double(), grad.double())
+    exact = forward_and_backward(fused_attention, doubles, None)
+    ours = forward_and_backward(chunked_attention, inputs, None)
+    theirs = forward_and_backward(fused_attention, inputs, None)
+    for mine, other, truth in zip(ours, theirs, exact, strict=True):
+        error, allowed = ((one.double() - truth).norm() / truth.norm() for one in (mine, other))
+        assert error < 3 * allowed + 1e-6
+
+
+@given(st.integers(1, 3000))
+def test_chunks_are_neighbours_and_few(length: int) -> None:
+    chunks = attention._chunks(length)
+    assert [first for first, _ in chunks] == [0, *(last for _, last in chunks[:-1])]
+    assert chunks[-1][1] == length
+    assert len(chunks) <= attention.CHUNKS
+    assert all(first < last for first, last in chunks)
+
+
+def test_what_it_cannot_do_is_refused() -> None:
+    q, k, v, _ = make_inputs(1, 1, 1, 4, 2, torch.float32, 0)
+    with pytest.raises(AssertionError):
+        chunked_attention(q, k, v, None, False)
+    with pytest.raises(AssertionError):
+        chunked_attention(q[:, :, -1:], k, v, None, True)

@@ -1,0 +1,96 @@
+"""The commands beside training: the largest pass that fits, and what an update read."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.corpus import TokenStream, read_manifest
+from stages.errors import SettingsError
+from stages.train import batch, fit
+from stages.train.data_order import DataOrder
+from tests.builders import build_data, call_stage, run_stage, tiny_params, write_params
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_data(tmp_path_factory.mktemp("world"))
+
+
+def test_fit_halves_until_a_size_fits(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(world, tiny_params({"train.batch_size": 24}))
+    tried: list[int] = []
+
+    def attempt(size: int) -> dict[str, int] | None:
+        tried.append(size)
+        return {"peak_mib": 100, "tokens_per_second": 5000} if size <= 6 else None
+
+    monkeypatch.setattr(fit, "attempt_apart", attempt)
+    monkeypatch.chdir(world)
+    fit.main()
+    assert tried == [24, 12, 6]
+    assert capsys.readouterr().out.rstrip().endswith("-S train.micro_batch_size=6")
+
+
+def test_fit_says_so_when_nothing_fits(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_params(world, tiny_params({"train.batch_size": 12}))
+    monkeypatch.setattr(fit, "attempt_apart", lambda size: None)
+    monkeypatch.chdir(world)
+    with pytest.raises(SettingsError, match="not even 3 of its sequences fit"):
+        fit.main()
+
+
+def test_an_attempt_measures_what_it_takes_and_one_too_large_does_not_fit(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    write_params(world, tiny_params())
+    result = fit.attempt_apart(2)
+    assert result is not None
+    assert result["peak_mib"] > 50
+    assert result["tokens_per_second"] > 0
+    # 2^40 tokens of an update are more than any limit.
+    write_params(world, tiny_params({"train.batch_size": 2**35}))
+    assert fit.attempt_apart(2**35) is None
+
+
+def test_batch_names_the_conversations_of_an_update(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(world, tiny_params())
+    monkeypatch.chdir(world)
+    monkeypatch.setattr("sys.argv", ["batch", "3"])
+    batch.main()
+    shown = [int(n) for n in re.findall(r"^ *(\d+)  ", capsys.readouterr().out, flags=re.M)]
+    stream = TokenStream(read_manifest(), "train")
+    order = DataOrder(stream, 32, 4, 1, assistant_only=False)
+    assert shown == order.documents(2).tolist()
+    # By brute force: the document of each token is the number of beginnings up to it.
+    documents = np.cumsum(stream.read(0, len(stream)) == stream.roles.bos)
+    read = [documents[start : start + 32] for start in order.starts(2)]
+    assert shown == sorted(set(np.concatenate(read).tolist()))
+
+
+@pytest.mark.parametrize("argument", ["0", "-1", "x", None])
+def test_batch_wants_a_number_from_1(
+    world: Path, monkeypatch: pytest.MonkeyPatch, argument: str | None
+) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setattr("sys.argv", ["batch"] if argument is None else ["batch", argument])
+    with pytest.raises(SettingsError, match="number of a step"):
+        batch.main()
+
+
+def test_out_of_memory_is_one_line_with_a_hint(world: Path) -> None:
+    write_params(world, tiny_params({"model.d_ff": 2**33, "model.num_layers": 1}))
+    code, stderr = run_stage("train", world)
+    assert code == 2, stderr
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert "out of memory" in line
+    assert "python -m stages.train.fit" in line
+    assert "Traceback" not in stderr
+    write_params(world, tiny_params())
+    call_stage("train", world)
