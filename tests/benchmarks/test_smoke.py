@@ -1,0 +1,96 @@
+"""The benchmarks run, and their arithmetic is right. What they measure is not judged here."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from stages.errors import SettingsError
+from tests.benchmarks.contenders import MODELS, PEERS, make_model, missing
+from tests.benchmarks.measure import measure
+from tests.benchmarks.overhead import shares
+from tests.benchmarks.parley import settle
+from tests.benchmarks.results import Run, rows_of, table
+from tests.benchmarks.shapes import SHAPES, Shape
+
+TINY = Shape(32, 2, 2, 1, 64, 64, 16, 2, steps=2)
+
+
+def made_up(*milliseconds: float, peak_mib: int = 100, gemm: float = 1e12) -> Run:
+    return Run(list(milliseconds), peak_mib, 7, 2e6, gemm, "a machine")
+
+
+@pytest.mark.parametrize("contender", ["parley-eager", "transformers-eager"])
+def test_a_contender_is_measured(contender: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Minutes where bfloat16 is emulated.
+    monkeypatch.setattr("stages.train.meter.peak_flops", lambda device, dtype: 1e12)
+    run = measure(contender, TINY, TINY.steps, [])
+    assert len(run.milliseconds) == TINY.steps
+    assert min(run.milliseconds) > 0
+    assert run.parameters == TINY.config().num_parameters()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MODELS)
+def test_all_have_the_parameters_of_the_shape(name: str, shape: str) -> None:
+    if missing(f"{name}-eager"):
+        pytest.skip(f"{PEERS[name]} is not installed")
+    this = SHAPES[shape]
+    with torch.device("meta"):
+        model = make_model(name, this)
+    expected = this.config().num_parameters()
+    if name == "nanogpt":
+        d = this.d_model
+        embeddings = (this.vocab_size + this.seq_len) * d
+        expected = embeddings + this.num_layers * (12 * d * d + 13 * d) + 2 * d
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_the_table_compares_medians_of_rounds() -> None:
+    runs = {
+        "parley-compiled": [made_up(100, 100, 900, peak_mib=50), made_up(80, 90, 120, peak_mib=70)],
+        "litgpt-eager": [made_up(300, 300), made_up(300, 300)],
+        # The median of its rounds is 190; that of all its steps would be 200.
+        "litgpt-compiled": [made_up(200, 200, 200, 200), made_up(180, gemm=3e12)],
+    }
+    ours, eager, best = rows_of(runs, tokens=1900)
+    assert ours.median_ms == 95
+    assert ours.minimum_ms == 80
+    assert ours.tokens_per_second == 20_000
+    assert ours.to_peer == 2
+    assert ours.peak_mib == 60
+    assert ours.share_of_gemm == pytest.approx(20_000 * 2e6 / 1e12)
+    assert eager.to_peer == pytest.approx(190 / 300)
+    assert (best.median_ms, best.tokens_per_second, best.to_peer) == (190, 10_000, 1)
+    assert table(runs, tokens=1900).splitlines()[2] == (
+        "| parley-compiled | 95.0 (80.0) | 20,000 | 2.00 | 4% | 60 | 7 |"
+    )
+
+
+def test_without_peers_there_is_no_ratio() -> None:
+    (row,) = rows_of({"parley-eager": [made_up(100)]}, tokens=1900)
+    assert row.to_peer is None
+    assert "| 19,000 |  |" in str(row)
+
+
+def test_shares_of_a_run_add_up() -> None:
+    local: dict[str, Any] = {
+        "seconds": 100.0,
+        "data_ms": 1.0,
+        "forward_ms": 89.0,
+        "validation_seconds": 5.0,
+        "save_seconds": 4.0,
+    }
+    assert shares(local, {"steps": 1000}) == pytest.approx(
+        {"validation": 0.05, "saving": 0.04, "logging and the rest": 0.01}
+    )
+
+
+def test_settings_stand_over_the_recipe_and_the_recipe_over_the_file() -> None:
+    own = {"train": {"batch_size": 3, "optimizer": "adamw"}}
+    model, train = settle(own, ["train.optimizer=muon", "train.lr=2e-3", "model.qk_norm=true"])
+    assert (train.batch_size, train.optimizer, train.lr, model.qk_norm) == (3, "muon", 2e-3, True)
+    with pytest.raises(SettingsError, match=r"train\.lr"):
+        settle({}, ["train.lrr=1"])
+    with pytest.raises(SettingsError, match="neither"):
+        settle({}, ["lr=1"])

@@ -1,0 +1,171 @@
+"""The evaluation stage as it is run: the same measures every time, of the right model alone."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model import load
+from stages.conversations import SPLITS
+from stages.corpus import TokenStream, read_manifest
+from stages.errors import DataError
+from stages.files import rounded
+from stages.scoring import score
+from tests.builders import (
+    build_data,
+    call_stage,
+    contents,
+    error_lines,
+    exit_code,
+    run_stage,
+    tiny_params,
+    write_params,
+)
+
+MEASURES = {"loss", "perplexity", "bits_per_byte", "tokens", "bytes"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data and a model trained on it."""
+    root = build_data(tmp_path_factory.mktemp("trained"))
+    call_stage("train", root)
+    return root
+
+
+def copy_of(trained: Path, root: Path) -> Path:
+    """The inputs of the stage, and no result."""
+    for name in ("data", "models"):
+        shutil.copytree(trained / name, root / name)
+    write_params(root, tiny_params())
+    return root
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return copy_of(trained, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``python -m stages.evaluate`` has run."""
+    root = copy_of(trained, tmp_path_factory.mktemp("evaluated"))
+    code, stderr = run_stage("evaluate", root)
+    assert code == 0, stderr
+    return root
+
+
+def results(root: Path) -> dict[str, bytes]:
+    return {k: v for k, v in contents(root / "metrics").items() if ".local." not in k}
+
+
+def test_the_metrics_are_there_and_true(evaluated: Path) -> None:
+    root = evaluated
+    metrics = json.loads((root / "metrics/eval.json").read_text(encoding="utf-8"))
+    assert set(metrics) == MEASURES | {
+        "assistant",
+        "baselines",
+        "replies_ended",
+        "validation_sha256",
+    }
+    assert set(metrics["assistant"]) == MEASURES
+    assert set(metrics["baselines"]) == {"uniform", "unigram", "bigram"}
+    assert all(set(value) == {"bits_per_byte"} for value in metrics["baselines"].values())
+
+    manifest = read_manifest(root / "data/shards", root / "models/chat")
+    counts = manifest["splits"]["validation"]
+    assert metrics["validation_sha256"] == manifest["validation_sha256"]
+    model, _ = load(root / "models/chat")
+    stream = TokenStream(manifest, "validation", root / "data/shards")
+    exact = score(model, stream)
+    for values, nats, tokens, size in (
+        (metrics, exact.nats, exact.tokens, counts["bytes"]),
+        (
+            metrics["assistant"],
+            exact.assistant_nats,
+            exact.assistant_tokens,
+            counts["assistant_bytes"],
+        ),
+    ):
+        assert (values["tokens"], values["bytes"]) == (tokens, size)
+        assert values["loss"] == rounded(nats / tokens)
+        assert values["perplexity"] == pytest.approx(math.exp(values["loss"]), rel=1e-3)
+        assert values["bits_per_byte"] == rounded(nats / math.log(2) / size)
+    # Every token but the first and those that begin a document.
+    assert exact.tokens == counts["tokens"] - counts["documents"]
+
+
+def test_two_evaluations_write_the_same_bytes(evaluated: Path, copy: Path) -> None:
+    call_stage("evaluate", copy)
+    assert set(results(copy)) == {"eval.json", "samples.md"}
+    assert results(copy) == results(evaluated)
+
+
+def test_a_tampered_tokenizer_is_refused_with_3(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It means the same, but its bytes are not those that made the shards."""
+    file = copy / "models/chat/tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8"))), encoding="utf-8")
+    assert exit_code("evaluate", copy) == 3
+    (line,) = error_lines(capsys.readouterr().err)
+    assert "another tokenizer" in line
+    assert not (copy / "metrics").exists()
+
+
+def test_the_prompts_stand_escaped_on_the_page(evaluated: Path) -> None:
+    page = (evaluated / "metrics/samples.md").read_text(encoding="utf-8")
+    assert "**user:** Hello \\*there\\*!\n" in page
+    assert "<b>" not in page.replace("\\<", "")
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return change
+
+
+def reshape(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**values, "hidden_size": 32}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("config.json"),
+        without("model.safetensors"),
+        without("tokenizer.json"),
+        cut("config.json"),
+        cut("model.safetensors"),
+        cut("tokenizer.json"),
+        reshape,
+    ],
+)
+def test_a_damaged_model_folder_is_a_data_error(copy: Path, change: Callable[[Path], None]) -> None:
+    change(copy / "models/chat")
+    with pytest.raises(DataError, match="dvc repro"):
+        call_stage("evaluate", copy)
+    assert not (copy / "metrics").exists()
+
+
+def test_plain_text_is_evaluated_without_an_assistant(tmp_path: Path) -> None:
+    splits = {
+        split: [[{"role": "text", "content": f"{split} {n}: " + "words " * 20}] for n in range(9)]
+        for split in SPLITS
+    }
+    root = build_data(tmp_path, {"train.max_steps": 1}, splits)  # type: ignore[arg-type]
+    call_stage("train", root)
+    call_stage("evaluate", root)
+    metrics = json.loads((root / "metrics/eval.json").read_text(encoding="utf-8"))
+    assert "assistant" not in metrics
+    assert metrics["bits_per_byte"] > 0
