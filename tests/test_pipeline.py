@@ -1,0 +1,116 @@
+"""dvc.yaml says of each stage exactly what its code imports and reads."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.closure import ROOT, closure, reads_sections
+
+PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
+
+# Imported, but no part of what decides an output; with what they import in turn.
+LEFT_OUT = {
+    "model/__init__.py": "names that lead to other modules",
+    "stages/errors.py": "messages and exit codes",
+    "stages/params.py": "DVC hashes the values themselves",
+    "stages/place.py": "which of several processes this is",
+    "stages/progress.py": "what the user sees meanwhile",
+    "stages/scratch.py": "where an unfinished training is kept",
+    "stages/train/checkpoints.py": "a resumed run has the same bytes: train/test_resume.py",
+    "stages/train/fingerprint.py": "which state may be resumed",
+    "stages/train/launch.py": "starts the processes of a training",
+    "stages/train/meter.py": "where the time goes",
+    "stages/train/prefetch.py": "when batches are read, not which",
+    "stages/train/saves.py": "as checkpoints",
+    "stages/train/stopping.py": "when to save and stop",
+    "stages/train/trackers.py": "hears of training, changes nothing",
+}
+# Never part of a stage's hash: this machine, and where a run is followed.
+NOT_HASHED = {"runtime", "wandb"}
+# The check stage reads the whole file; its schemas are its dependencies.
+READS_ALL = "check"
+
+
+# What `train.init_from` names by default: the module that draws the weights, or a folder instead.
+INIT_FROM = "${train.init_from}"
+
+
+def code_dependencies(stage: str) -> set[str]:
+    deps = {"model/init.py" if dep == INIT_FROM else dep for dep in STAGES[stage]["deps"]}
+    return {dep for dep in deps if dep.endswith(".py")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_the_import_closure(stage: str) -> None:
+    expected = closure(f"stages.{stage}.__main__", frozenset(LEFT_OUT))
+    if stage == "preflight":
+        expected |= closure("stages.train.__main__", frozenset(LEFT_OUT))
+    assert code_dependencies(stage) == expected
+
+
+def test_preflight_runs_whenever_training_would() -> None:
+    preflight, train = STAGES["preflight"], STAGES["train"]
+    assert set(preflight["params"]) >= set(train["params"])
+    assert {*preflight["deps"], "data/preflight.txt"} >= set(train["deps"])
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != READS_ALL])
+def test_params_are_the_sections_that_the_code_reads(stage: str) -> None:
+    read = reads_sections(closure(f"stages.{stage}.__main__"))
+    assert set(STAGES[stage]["params"]) == read - NOT_HASHED
+
+
+def test_check_covers_every_hashed_section() -> None:
+    sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert set(STAGES[READS_ALL]["params"]) == set(sections) - NOT_HASHED
+
+
+def test_what_is_left_out_exists() -> None:
+    for name in LEFT_OUT:
+        assert (ROOT / name).is_file()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_one_simple_command_with_a_description(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+    assert len(STAGES[stage]["desc"]) > 20
+
+
+@pytest.mark.parametrize("room", ["download", "tokenizer", "shards", "train", "evaluate"])
+def test_stages_never_import_each_other(room: str) -> None:
+    for name in closure(f"stages.{room}.__main__"):
+        parts = name.split("/")
+        assert parts[0] == "model" or len(parts) == 2 or parts[1] == room, name
+
+
+def test_model_imports_nothing_from_stages() -> None:
+    for file in (ROOT / "model").glob("*.py"):
+        assert not any(name.startswith("stages/") for name in closure(f"model.{file.stem}")), (
+            file.name
+        )
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("stages.check.__main__", ["torch", "pandas", "datasets", "numpy", "tokenizers"]),
+        ("stages.preflight.__main__", ["torch", "pandas", "datasets", "tokenizers"]),
+        ("stages.download.__main__", ["torch", "pandas", "datasets", "tokenizers"]),
+        ("stages.tokenizer.__main__", ["torch", "pandas", "datasets"]),
+        ("stages.shards.__main__", ["torch", "pandas", "datasets"]),
+        ("stages.train.__main__", ["wandb", "datasets", "dvc"]),
+        ("stages.evaluate.__main__", ["wandb", "datasets", "dvc"]),
+    ],
+)
+def test_a_stage_imports_no_heavy_library_that_it_does_not_use(
+    module: str, absent: list[str]
+) -> None:
+    program = f"import sys, {module}; print(*(m for m in {absent!r} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,104 @@
+"""What README.md tells people to type works, and what it says of the parameters is true."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.hydra import apply_overrides
+
+from stages.params import read_yaml
+from tests.closure import ROOT
+from tests.conftest import TINY, Run, environment, make_clone
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# .ci/run installs and calls pytest: here that would replace the installation under test.
+INSTALL = re.compile(r"pip install -e '?\.(\[test\])?'? && ")
+CALLED_BY_CI = {"pytest"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = [INSTALL.sub("", line) for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line not in CALLED_BY_CI]
+
+
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, content in values.items():
+        if isinstance(content, dict):
+            flat.update({f"{section}.{key}": value for key, value in content.items()})
+        else:
+            flat[section] = content
+    return flat
+
+
+def table() -> dict[str, str]:
+    """Key and default of every row of the parameters' table."""
+    section = README.split("## Every parameter")[1]
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| (.*?) \| .*? \| .+ \|$", section, flags=re.M)
+    return dict(rows)
+
+
+def test_the_two_commands_stand_in_the_readme() -> None:
+    assert "pip install -e . && dvc repro\n" in README
+    assert "pip install -e '.[test]' && pytest\n" in README
+    assert (ROOT / ".ci/run").read_text(encoding="utf-8").rstrip().endswith("\npytest")
+
+
+def test_the_commands_work_in_order(tmp_path: Path) -> None:
+    run: Run = make_clone(tmp_path, TINY)
+    chats = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "!"}]}
+        for i in range(300)
+    ]
+    lines = "".join(json.dumps(chat) + "\n" for chat in chats)
+    (tmp_path / "chats.jsonl").write_text(lines, encoding="utf-8")
+    assert len(commands()) >= 7
+    for command in commands():
+        run("bash", "-euo", "pipefail", "-c", command)
+        if command == "dvc repro":
+            for program in blocks("python"):
+                assert run(sys.executable, "-c", program).returncode == 0
+    assert json.loads((tmp_path / "metrics/data.json").read_text())["rows"]["read"] == 300
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_recipes_that_need_the_hub_have_valid_settings(block: str, tmp_path: Path) -> None:
+    make_clone(tmp_path, {})
+    command = next(
+        c for c in block.replace("\\\n", " ").splitlines() if c.startswith("dvc exp run")
+    )
+    # What -S does, without the run.
+    overrides = [argument for argument in shlex.split(command) if "=" in argument]
+    apply_overrides(tmp_path / "params.yaml", overrides)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.check"], cwd=tmp_path, env=environment(), check=False
+    )
+    assert done.returncode == 0
+    assert read_yaml(tmp_path / "params.yaml") != read_yaml(ROOT / "params.yaml")
+
+
+def test_every_parameter_is_in_the_table_with_its_default() -> None:
+    flat = flatten(read_yaml(ROOT / "params.yaml"))
+    assert list(table()) == list(flat)
+    raw = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    for key, shown in table().items():
+        if shown.startswith("`"):
+            name = key.split(".")[-1]
+            assert re.search(
+                rf"^ *{name}: +{re.escape(shown.strip('`'))}(?: |$)", raw, flags=re.M
+            ), key
+
+
+def test_files_that_the_readme_links_to_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
