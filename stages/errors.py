@@ -56,6 +56,7 @@ class Stopped(StageError):
 
 
 DISK_EXIT_CODE = 74  # EX_IOERR of sysexits.h
+PEER_LOST_EXIT_CODE = 69  # EX_UNAVAILABLE: of a process whose peer ended first; that one says why
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
@@ -77,6 +78,11 @@ class _Terminated(BaseException):
 
 # What torch says when another process of the training is gone.
 PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Whether ``error`` says no more than that another process of this training is gone."""
+    return launched() and any(sign in str(error) for sign in PEER_LOST)
 
 
 def _said_by_first(failure: BaseException) -> bool:
@@ -112,8 +118,8 @@ def run(stage: str, main: Callable[[], None]) -> NoReturn:
         code, failure = DISK_EXIT_CODE, error
         message = f"{error.strerror}: {error.filename or 'writing output'}"
     except (MemoryError, RuntimeError) as error:
-        if launched() and any(sign in str(error) for sign in PEER_LOST):
-            code = 1  # the launcher says which process ended first
+        if peer_lost(error):
+            code = PEER_LOST_EXIT_CODE
         elif _out_of_memory(error):
             code, message = 2, f"out of memory: {MEMORY_HINTS.get(stage, error)}"
         else:

@@ -100,6 +100,25 @@ def test_too_little_memory_is_a_matter_of_settings(
     assert err.count("\n") == 1
 
 
+LOST = "[pair.cc:553] Connection closed by peer [127.0.0.1]:59520"
+
+
+def test_a_lost_peer_is_an_end_without_a_word_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        run("stage", raising(RuntimeError(LOST)))
+    assert ends == [69]
+
+
+def test_words_of_a_lost_peer_mean_nothing_to_a_process_alone() -> None:
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        run("stage", raising(RuntimeError(LOST)))
+
+
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOENT, "missing", "x"), KeyError("x"), ZeroDivisionError()]
 )

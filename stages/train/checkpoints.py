@@ -32,7 +32,7 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from stages.errors import BusyError, Stopped
+from stages.errors import BusyError, Stopped, peer_lost
 from stages.files import write_json
 from stages.progress import say
 from stages.runtime import RuntimeParams
@@ -166,6 +166,8 @@ class Checkpoints:
             error: BaseException = failure
             if isinstance(error, CheckpointException) and error.failures:
                 error, _ = next(iter(error.failures.values()))
+            if peer_lost(error):
+                raise RuntimeError(str(error)) from None
             reason = " ".join(str(error).split())[:200]
             say(f"train: step {state.step} could not be saved in {folder}: {reason}")
             saved = False

@@ -12,16 +12,22 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 
-from stages.errors import StageError
+from stages.errors import PEER_LOST_EXIT_CODE, StageError
 from stages.train.stopping import SIGNALS, StopRequest
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
 POLL_SECONDS = 0.5
-# An exit code that says no more than "a process ended"; a code of the stage's own says why.
-UNEXPLAINED = 1
+UNEXPLAINED = 1  # an exit code that says no more than "a process ended"
+# How a process ends that another has taken with it: the loss noticed, or the agent's own signal.
+TAKEN = (PEER_LOST_EXIT_CODE, 128 + signal.SIGTERM)
 
 
 def launch(count: int) -> None:
@@ -62,24 +68,39 @@ def launch(count: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "stages.train")
     except ChildFailedError as error:
-        failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
-        codes = [_exit_code(failure.exitcode) for failure in failures]
         if asked:
             sys.exit(128 + asked[0])  # a process has said where it stopped
-        # One that died takes the others with it, and their ends say less than its own.
-        explained = [code for code in codes if UNEXPLAINED < code < 128]
-        if explained:
-            sys.exit(explained[0])  # as above
+        first = first_to_end(error.failures.values())
+        code = _exit_code(first.exitcode)
+        if _blame(code) == 0:
+            sys.exit(code)  # as above
         failed = StageError(
-            f"process {failures[0].local_rank} of {count} has ended with exit code {codes[0]}, "
+            f"process {first.local_rank} of {count} has ended with exit code {code}, "
             "and so have all: the next run resumes from the last save"
         )
-        failed.exit_code = codes[0]
+        failed.exit_code = code
         raise failed from None
     finally:
         ended.set()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def first_to_end(failures: "Iterable[ProcessFailure]") -> "ProcessFailure":
+    """The one of the processes that took the others with it.
+
+    Ends that the agent sees together, a tenth of a second apart, are told apart by their codes.
+    """
+    return min(failures, key=lambda one: (_blame(_exit_code(one.exitcode)), one.timestamp))
+
+
+def _blame(code: int) -> int:
+    """The lower, the likelier that the end of this process took the others with it."""
+    if code in TAKEN:
+        return 3
+    if UNEXPLAINED < code < 128:
+        return 0  # a code of the stage's own, and a line that says why
+    return 2 if code == UNEXPLAINED else 1
 
 
 def _exit_code(code: int) -> int:
