@@ -23,14 +23,29 @@ def _scores(q: Tensor, k: Tensor, mask: Tensor | None, first: int, count: int) -
     ``k`` the keys up to the last of them.
     """
     scores = torch.bmm(q, k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
+    return torch.where(_allowed(q, k, mask, first, count), scores, float("-inf"))
+
+
+def _scores_by_key(q: Tensor, k: Tensor, mask: Tensor | None, first: int, count: int) -> Tensor:
+    """The same as (groups, keys, queries).
+
+    The backward pass wants them so. Besides, a compiler that saw the forward pass's product again
+    would keep it in memory from there.
+    """
+    scores = torch.bmm(k, q.transpose(1, 2)).float() * q.shape[-1] ** -0.5
+    allowed = _allowed(q, k, mask, first, count).transpose(1, 2)
+    return torch.where(allowed, scores, float("-inf"))
+
+
+def _allowed(q: Tensor, k: Tensor, mask: Tensor | None, first: int, count: int) -> Tensor:
+    """Which keys each query of ``_scores`` may look at: (groups or 1, queries, keys)."""
     if mask is None:
         query = torch.arange(q.shape[1], device=q.device) % count + first
-        allowed = (torch.arange(k.shape[1], device=q.device) <= query.unsqueeze(1)).unsqueeze(0)
-    else:
-        groups, heads = q.shape[0] // mask.shape[0], q.shape[1] // count
-        allowed = mask[:, :, first : first + count, : k.shape[1]]
-        allowed = allowed.expand(-1, groups * heads, -1, -1).reshape(scores.shape)
-    return torch.where(allowed, scores, float("-inf"))
+        return (torch.arange(k.shape[1], device=q.device) <= query.unsqueeze(1)).unsqueeze(0)
+    groups, heads = q.shape[0] // mask.shape[0], q.shape[1] // count
+    allowed = mask[:, :, first : first + count, : k.shape[1]]
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    return allowed.expand(-1, groups * heads, -1, -1).reshape(shape)
 
 
 class _ChunkedAttention(torch.autograd.Function):
@@ -72,14 +87,14 @@ class _ChunkedAttention(torch.autograd.Function):
             part, part_grad, part_log_sums, part_row_sums = (
                 tensor[:, :, first:last].reshape(rows) for tensor in (q, grad, log_sums, row_sums)
             )
-            scores = _scores(part, k[:, :last], mask, first, count)
-            softmax = (scores - part_log_sums).exp()
-            softmax_grad = torch.bmm(part_grad, v[:, :last].transpose(1, 2)).float()
-            scores_grad = softmax * (softmax_grad - part_row_sums) * width**-0.5
+            scores = _scores_by_key(part, k[:, :last], mask, first, count)
+            softmax = (scores - part_log_sums.transpose(1, 2)).exp()
+            softmax_grad = torch.bmm(v[:, :last], part_grad.transpose(1, 2)).float()
+            scores_grad = softmax * (softmax_grad - part_row_sums.transpose(1, 2)) * width**-0.5
             scores_grad, softmax = scores_grad.to(q.dtype), softmax.to(q.dtype)
-            v_grad[:, :last] += torch.bmm(softmax.transpose(1, 2), part_grad)
-            k_grad[:, :last] += torch.bmm(scores_grad.transpose(1, 2), part)
-            q_grad = torch.bmm(scores_grad, k[:, :last])
+            v_grad[:, :last] += torch.bmm(softmax, part_grad)
+            k_grad[:, :last] += torch.bmm(scores_grad, part)
+            q_grad = torch.bmm(scores_grad.transpose(1, 2), k[:, :last])
             q_grads.append(q_grad.view(groups, shared, count, width))
         shape = (batch, -1, length, width)
         return (

@@ -41,7 +41,11 @@ def piece_loss(
     nats = ((total.log() + largest - picked) * counted).sum()
     # d loss / d logits = softmax - one_hot
     grad = exponentials.mul_(counted / total)
-    grad.scatter_add_(1, index, -counted.to(grad.dtype))
+    if torch.compiler.is_compiling():  # joins the kernel that exponentiates; alone, it is slower
+        one_hot = torch.arange(logits.shape[1], device=index.device) == index
+        grad = torch.where(one_hot, grad - counted, grad)
+    else:
+        grad.scatter_add_(1, index, -counted.to(grad.dtype))
     grad = grad.to(hidden.dtype)
     head_grad += grad.T @ hidden
     return nats, grad @ head

@@ -19,6 +19,8 @@ from stages.train.optimizer import set_learning_rates
 from stages.train.precision import Precision
 from stages.train.processes import Processes
 
+NORM_PIECE = 2**18  # elements that a norm is taken of at a time
+
 
 class Update(NamedTuple):
     """What an update did: sum of losses, tokens supervised, gradient norm before clipping.
@@ -145,6 +147,11 @@ def global_norm(tensors: Sequence[Tensor]) -> float:
     """
     if not tensors:
         return 0.0
+    if tensors[0].device.type == "cpu":
+        # In pieces that stay in the cache: for 25 million elements 5 ms instead of the 55 of
+        # vector_norm (two cores), which makes a copy of all in float64.
+        pieces = (piece.double() for t in tensors for piece in t.flatten().split(NORM_PIECE))
+        return math.sqrt(float(torch.stack([torch.dot(piece, piece) for piece in pieces]).sum()))
     dtype = torch.float32 if tensors[0].device.type == "mps" else torch.float64
     norms = [torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in tensors]
     return float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -127,3 +127,24 @@ def test_what_it_cannot_do_is_refused() -> None:
         chunked_attention(q, k, v, None, False)
     with pytest.raises(AssertionError):
         chunked_attention(q[:, :, -1:], k, v, None, True)
+
+
+def test_compiled_it_keeps_no_scores_for_the_backward_pass() -> None:
+    """A compiler that sees the same product in both passes keeps the first one's result."""
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        chunked_attention, backend="aot_eager_decomp_partition", fullgraph=True
+    )
+    q, k, v = (torch.rand(2, heads, 256, 16, requires_grad=True) for heads in (4, 2, 2))
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = compiled(q, k, v, None, True)
+    output.sum().backward()
+    assert kept
+    assert max(kept) <= q.nbytes  # a chunk's scores are four times as much, or more
+    torch._dynamo.reset()
