@@ -148,6 +148,7 @@ def test_vocabulary_leaves_the_download_alone_and_machine_settings_leave_all(
             "train.init_from=model",
             "train.init_from: 'model' is no model folder: no config.json in 'model'",
         ),
+        ("train.init_from=no/such", "train.init_from: 'no/such' is no folder"),
         ("train.epochs=1e308", "train.epochs: input should be less than or equal to 1000000"),
         pytest.param(
             "train.weight_decay=0.2 runtime.device=cuda",

@@ -117,6 +117,7 @@ def test_a_broken_file_is_one_error(content: str, message: str, tmp_path: Path) 
         ("data.path", "no/such/file", "data.path: 'no/such/file' does not exist"),
         ("data.path", "tests", "data.path: 'tests' is not used unless data.name is local"),
         ("data.config", "en", "data.config: 'en' is used for data sets of the Hugging Face hub"),
+        ("train.init_from", "no/such", "train.init_from: 'no/such' is no folder: name a model"),
         ("data.split", "test", "data.split: 'test' is used for data sets of the Hugging Face hub"),
         ("data.revision", "v2", "data.revision: 'v2' is used for data sets of the Hugging Face"),
         ("data.filter", {"language": {"is": "English"}}, "data.filter"),

@@ -1,6 +1,8 @@
 """torch.compile of what a step computes, and whether this machine can."""
 
+import getpass
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -36,6 +38,8 @@ def check_compiler(device: torch.device) -> None:
 def keep_kernels() -> None:
     """Keeps compiled kernels between runs and reboots, unless the user chose where."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    if any(character.isspace() for character in str(cache)):
+        cache = Path(tempfile.gettempdir(), f"parley-{getpass.getuser()}")  # inductor quotes none
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "parley" / "inductor"))
 
 

@@ -1,8 +1,9 @@
 """Schemas of the sections ``seed``, ``model`` and ``train``."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig, check_heads
 from stages.errors import SettingsError
@@ -11,6 +12,9 @@ from stages.params import Section
 FSDP_IN_FP16 = (
     "runtime.parallel: fsdp has no gradient scaler for fp16: use ddp, or train.mixed_precision bf16"
 )
+
+# The default of train.init_from: the module that draws weights, and a dependency as any other.
+DRAWN = "model/init.py"
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Positive = Annotated[int, Field(gt=0)]
@@ -77,6 +81,13 @@ class TrainParams(Section):
     init_from: Annotated[str, Field(min_length=1)]
     eval_interval: Positive
     eval_tokens: Positive
+
+    @field_validator("init_from")
+    @classmethod
+    def _start_exists(cls, value: str) -> str:
+        if value != DRAWN and not Path(value).is_dir():
+            raise ValueError(f"'{value}' is no folder: name a model folder, or {DRAWN}")
+        return value
 
     @model_validator(mode="after")
     def _rates_fit(self) -> "TrainParams":

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from model.config import ModelConfig
 from stages.errors import SettingsError
 from stages.files import sha256_file
+from stages.train.params import DRAWN
 
 if TYPE_CHECKING:
     from model.transformer import Transformer
 
-DRAWN = "model/init.py"  # the default of train.init_from, and a dependency as any other
 SHAPE = (
     "d_model",
     "num_layers",

@@ -27,7 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"runtime.threads": 10**6}, "runtime.threads"),
         ({"model.rope_theta": 1e-300}, "model.rope_theta"),
         ({"train.weight_decay": 1e300}, "train.weight_decay"),
-        ({"train.init_from": "no/such/folder"}, "train.init_from: 'no/such/folder' is no model"),
+        ({"train.init_from": "no/such/folder"}, "train.init_from: 'no/such/folder' is no folder"),
     ],
 )
 def test_what_can_not_be_trained_is_one_line(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from stages.corpus import TokenStream
 from stages.scoring import score
-from stages.train.compiling import compile_network
+from stages.train.compiling import compile_network, keep_kernels
 from stages.train.data_order import DataOrder
 from stages.train.loss import TrainingLoss
 from stages.train.update import Updater
@@ -139,6 +140,19 @@ def test_steps_after_the_first_never_compile_and_compute_what_eager_ones_do(
     assert runs[1] == pytest.approx(runs[0], rel=1e-4)
     for ours, theirs in zip(*weights, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("home", ["plain", "My Documents"])
+def test_kernels_are_kept_where_the_compiler_can_find_them(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
+    keep_kernels()
+    chosen = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert chosen.startswith(str(tmp_path)) == (home == "plain")
+    assert not any(character.isspace() for character in chosen)
 
 
 def test_a_machine_without_a_compiler_is_told_in_one_line_before_training(

@@ -17,7 +17,8 @@ from model.transformer import Transformer
 from stages.corpus import SHARDS, TokenStream, read_manifest
 from stages.files import rounded
 from stages.scoring import score
-from stages.train.start import DRAWN, start_sum, start_weights
+from stages.train.params import DRAWN
+from stages.train.start import start_sum, start_weights
 from tests.builders import (
     build_data,
     call_stage,
@@ -119,6 +120,10 @@ def no_folder(root: Path) -> None:
     shutil.rmtree(root / BEGINNING)
 
 
+def no_config(root: Path) -> None:
+    (root / BEGINNING / "config.json").unlink()
+
+
 def no_weights(root: Path) -> None:
     (root / BEGINNING / "model.safetensors").unlink()
 
@@ -143,7 +148,8 @@ def leave(root: Path) -> None: ...
 @pytest.mark.parametrize(
     ("spoil", "changes", "message"),
     [
-        (no_folder, {}, "train.init_from: 'beginning' is no model folder: no config.json"),
+        (no_folder, {}, "train.init_from: 'beginning' is no folder"),
+        (no_config, {}, "train.init_from: 'beginning' is no model folder: no config.json"),
         (no_weights, {}, "train.init_from: 'beginning' is no model folder: no model.safetensors"),
         (damaged_config, {}, "train.init_from: 'beginning' is no model folder:"),
         (other_tokenizer, {}, "train.init_from: the tokenizer of 'beginning' is not"),
