@@ -1,13 +1,18 @@
 """The commands beside training: the largest pass that fits, and what an update read."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from model.tokenizer import ChatTokenizer
+from stages.conversations import CONVERSATIONS, read_split
 from stages.corpus import TokenStream, read_manifest
 from stages.errors import SettingsError
+from stages.scoring import IGNORED
 from stages.train import batch, fit
 from stages.train.data_order import DataOrder
 from tests.builders import build_data, call_stage, run_stage, tiny_params, write_params
@@ -74,14 +79,80 @@ def test_batch_names_the_conversations_of_an_update(
     assert shown == sorted(set(np.concatenate(read).tolist()))
 
 
-@pytest.mark.parametrize("argument", ["0", "-1", "x", None])
+def show(
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Sequence[str],
+    changes: Mapping[str, Any] | None = None,
+) -> str:
+    """What ``python -m stages.train.batch`` prints."""
+    write_params(world, tiny_params(changes))
+    monkeypatch.chdir(world)
+    monkeypatch.setattr("sys.argv", ["batch", *arguments])
+    batch.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss_on", ["all", "assistant"])
+def test_batch_marks_what_is_learnt_of_each_sequence(
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    loss_on: str,
+) -> None:
+    changes = {"train.loss_on": loss_on}
+    shown = show(world, monkeypatch, capsys, ["2", "--tokens"], changes)
+    order = DataOrder(TokenStream(read_manifest(), "train"), 32, 4, 1, loss_on == "assistant")
+    tokenizer = ChatTokenizer.load("data/tokenizer")
+    sequences = re.split(r"\nsequence \d+, tokens [\d,]+ to [\d,]+, ([\d,]+) learnt:\n", shown)[1:]
+    counts, texts = sequences[::2], sequences[1::2]
+    learnt = order.batch(1).labels != IGNORED
+    assert [int(count) for count in counts] == learnt.sum(1).tolist()
+    for start, text in zip(order.starts(1), texts, strict=True):
+        tokens = order.stream.read(start, start + 33)
+        plain = text.replace("{+", "").replace("+}", "")
+        assert plain == tokenizer.decode(tokens.tolist(), control=True) + "\n"
+
+
+@pytest.mark.parametrize("row", [1, 2, 7, -1])
+def test_batch_shows_a_conversation_with_the_assistants_words_marked(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], row: int
+) -> None:
+    lines = list(read_split("train", world / CONVERSATIONS))
+    number = row if row > 0 else len(lines)
+    changes = {"train.loss_on": "assistant"}
+    shown = show(world, monkeypatch, capsys, ["--row", str(number)], changes)
+    expected = "<|bos|>"
+    for message in lines[number - 1]:
+        words = message["content"] + "<|end|>"
+        words = "{+" + words + "+}" if message["role"] == "assistant" else words
+        expected += f"<|{message['role']}|>{words}"
+    assert shown.partition("\n")[2] == expected + "\n"
+
+
+def test_batch_prints_nothing_that_steers_a_terminal() -> None:
+    assert batch.printable("\x1b[2Jé\n\t\u202e😀\r") == "\\x1b[2Jé\n\t\\u202e😀\\r"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["0"], ["-1"], ["x"], [], ["1", "--row", "1"], ["--row", "0"], ["--row", "x"], ["1", "--no"]],
+)
 def test_batch_wants_a_number_from_1(
-    world: Path, monkeypatch: pytest.MonkeyPatch, argument: str | None
+    world: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.chdir(world)
-    monkeypatch.setattr("sys.argv", ["batch"] if argument is None else ["batch", argument])
+    monkeypatch.setattr("sys.argv", ["batch", *arguments])
     with pytest.raises(SettingsError, match="number of a step"):
         batch.main()
+
+
+def test_batch_knows_how_many_rows_there_are(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SettingsError, match=r"--row 1,000,000: .* has no line of this number"):
+        show(world, monkeypatch, capsys, ["--row", "1000000"])
 
 
 def test_out_of_memory_is_one_line_with_a_hint(world: Path) -> None:
