@@ -1,17 +1,20 @@
 """The benchmarks run, and their arithmetic is right. What they measure is not judged here."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from stages.errors import SettingsError
+from tests.benchmarks import encoding
 from tests.benchmarks.contenders import MODELS, PEERS, make_model, missing
 from tests.benchmarks.measure import measure
 from tests.benchmarks.overhead import shares
 from tests.benchmarks.parley import settle
 from tests.benchmarks.results import Run, rows_of, table
 from tests.benchmarks.shapes import SHAPES, Shape
+from tests.builders import chats, write_conversations
 
 TINY = Shape(32, 2, 2, 1, 64, 64, 16, 2, steps=2)
 
@@ -84,6 +87,18 @@ def test_shares_of_a_run_add_up() -> None:
     assert shares(local, {"steps": 1000}) == pytest.approx(
         {"validation": 0.05, "saving": 0.04, "logging and the rest": 0.01}
     )
+
+
+def test_encoding_compares_every_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_conversations(tmp_path, {"train": chats(30, 1), "validation": []})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["encoding", "--vocabulary", "400", "--rounds", "1"])
+    with pytest.raises(SystemExit) as exit_:
+        encoding.main()
+    assert exit_.value.code == 0
+    assert "the ids are the same." in capsys.readouterr().out
 
 
 def test_settings_stand_over_the_recipe_and_the_recipe_over_the_file() -> None:

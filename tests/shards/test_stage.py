@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,19 +107,28 @@ def test_manifest_tells_the_truth(built: Path) -> None:
     assert {path.name for path in folder.iterdir()} == listed | {"manifest.json"}
 
 
-def test_metrics_are_the_manifests_counts(built: Path) -> None:
+def test_metrics_tell_of_the_counts_and_of_lengths(built: Path) -> None:
     metrics = json.loads((built / "metrics/shards.json").read_text(encoding="utf-8"))
     manifest = manifest_of(built)
-    assert metrics == {
-        "dtype": "uint16",
-        **{
-            split: {
+    assert metrics.pop("dtype") == "uint16"
+    lines = (built / "metrics/lengths.csv").read_text(encoding="utf-8").splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    for split in SPLITS:
+        stream = TokenStream(read_manifest(built / "data/shards", built / "data/tokenizer"), split,
+                             built / "data/shards")  # fmt: skip
+        tokens = stream.read(0, len(stream))
+        starts = np.flatnonzero(tokens == stream.roles.bos)
+        lengths = np.diff([*starts, len(tokens)]).tolist()
+        assert metrics[split] == {
+            **{
                 key: manifest["splits"][split][key]
                 for key in ("tokens", "documents", "bytes", "assistant_bytes")
-            }
-            for split in SPLITS
-        },
-    }
+            },
+            "assistant_token_share": round(float(stream.assistant_mask(0, tokens).mean()), 4),
+            "median_length": statistics.median_low(lengths),
+            "longest": max(lengths),
+        }
+        assert sum(int(row[split]) for row in rows) == len(lengths)
 
 
 @pytest.mark.parametrize("tokens_per_shard", [1, 100, 10**6])
