@@ -38,7 +38,13 @@ def read_split(split: Split, folder: Path = CONVERSATIONS) -> Iterator[list[Mess
             for number, line in enumerate(file, 1):
                 try:
                     messages: list[Message] = json.loads(line)["messages"]
+                    sound = bool(messages) and all(
+                        message["role"] in ROLES and isinstance(message["content"], str)
+                        for message in messages
+                    )
                 except (ValueError, KeyError, TypeError):
+                    sound = False
+                if not sound:
                     raise DataError(
                         f"{path}:{number} is not a conversation: run the download stage again"
                     ) from None
