@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stages.download import sources
+from stages.download import hub as hub_source
 from stages.errors import AccessError, DataError
 from tests.download.conftest import (
     Ran,
@@ -287,7 +287,7 @@ def test_a_full_disk_keeps_its_own_exit_code() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     wrapped = RuntimeError("An error occurred while generating the dataset")
     wrapped.__cause__ = full
-    assert sources._load_failure(data_params(name="acme/chats"), wrapped) is full
+    assert hub_source._load_failure(data_params(name="acme/chats"), wrapped) is full
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_full_disk_keeps_its_own_exit_code() -> None:
     ],
 )
 def test_any_other_failure_to_load_is_one_line(error: Exception, kind: type[Exception]) -> None:
-    failure = sources._load_failure(data_params(name="acme/chats"), error)
+    failure = hub_source._load_failure(data_params(name="acme/chats"), error)
     assert isinstance(failure, kind)
     assert "acme/chats" in str(failure)
     assert "\n" not in str(failure)
