@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from stages.download.formats import COLUMNS
-from stages.download.hub import hub_rows
+from stages.download.hub import hub_commit, hub_rows
 from stages.download.params import EMBEDDED, EMBEDDED_MARKER, LOCAL, DataParams
 from stages.download.readers import read_path
 from stages.download.rows import Rows
@@ -22,12 +22,24 @@ def open_source(params: DataParams) -> Rows:
     return hub_rows(params)
 
 
+def describe_source(params: DataParams) -> dict[str, str]:
+    """What ``params`` names, for the data report: with the version or commit that it stands for.
+
+    DVC records the contents of a local file or folder.
+    """
+    if params.name == EMBEDDED:
+        return {"name": EMBEDDED, "version": _marker()["version"]}
+    if params.name == LOCAL:
+        return {"name": LOCAL}
+    return {"name": params.name, "revision": hub_commit(params.name, params.revision)}
+
+
 def embedded_rows() -> Rows:
     """Chats of the PyPI package ``chitchat-dataset`` as it has them: ``turns`` of one sender each.
 
     Raises AccessError when the package is not installed, DataError when it is another version.
     """
-    marker = json.loads(Path(EMBEDDED_MARKER).read_text(encoding="utf-8"))
+    marker = _marker()
     try:
         file = Path(str(importlib.resources.files("chitchat_dataset") / marker["file"]))
         digest = sha256_file(file)
@@ -43,3 +55,8 @@ def embedded_rows() -> Rows:
         )
     for key, chat in json.loads(file.read_bytes()).items():
         yield f"{EMBEDDED}:{key}", {"turns": chat["messages"]}
+
+
+def _marker() -> dict[str, str]:
+    marker: dict[str, str] = json.loads(Path(EMBEDDED_MARKER).read_text(encoding="utf-8"))
+    return marker
