@@ -1,7 +1,8 @@
-"""A small Hugging Face hub on loopback: as much of the real one as `datasets.load_dataset` asks.
+"""A small Hugging Face hub on loopback: as much of the real one as the libraries ask of it.
 
     with Hub() as hub:
         hub.add("acme/chats", {"train.jsonl": b"…"})
+        hub.faults.append(Fault("acme/chats/resolve/.*jsonl", status=503, times=2))
         subprocess.run(…, env={**os.environ, **hub.environment(tmp_path)})
 
 The libraries read their environment when they are imported: use the hub from a subprocess.
@@ -10,6 +11,8 @@ The libraries read their environment when they are imported: use the hub from a 
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +25,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 Files = Mapping[str, bytes]
 
 _API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+)(?:/(?P<what>[a-z-]+)/(?P<rest>.+))?")
+# Large files: the hub states their sha256, and may keep them on another host.
+LARGE = (".parquet",)
+_STORED = re.compile(r"/stored/(?P<digest>[0-9a-f]{64})")
 _FILE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -51,6 +57,27 @@ class Asked:
     method: str
     path: str
     token: str | None
+    range: str | None = None
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next ``times`` requests of ``method`` for a path with ``pattern``.
+
+    ``status`` answers that, with ``headers``; ``sent`` bytes of a body arrive before the
+    connection is closed (``reset``: torn down); ``hang`` never answers; ``wrong`` bytes come
+    instead of the right ones, as many as those.
+    """
+
+    pattern: str
+    method: str = "GET"
+    times: int = 1
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    sent: int | None = None
+    reset: bool = False
+    hang: bool = False
+    wrong: bool = False
 
 
 class _Refused(Exception):
@@ -59,16 +86,41 @@ class _Refused(Exception):
         self.status, self.code = status, code
 
 
+class _Moved(Exception):
+    """The answer is elsewhere: a redirect with ``headers``."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        super().__init__()
+        self.headers = headers
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 class Hub:
-    """The server, as a context manager; ``asked`` lists the requests so far."""
+    """The server, as a context manager; ``asked`` lists the requests so far.
+
+    Large files lie in ``stored``, and are served by ``storage``, another such server, if set.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.stored: dict[str, bytes] = {}
+        self.storage: Hub | None = None
+        self.faults: list[Fault] = []
+        self.closing = threading.Event()
         self.asked: list[Asked] = []
         self.tokens: set[str] = set()  # those of readers: any other is refused as invalid
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        # By another name of this machine: another host, as the libraries see it.
+        self.other_url = f"http://localhost:{self._server.server_port}"
         # Looks often whether to stop: the default makes each stop last half a second.
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -84,6 +136,7 @@ class Hub:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -110,7 +163,17 @@ class Hub:
         ).hexdigest()
         repository.names[revision] = commit
         repository.commits[commit] = files
+        keeper = self.storage or self
+        keeper.stored.update({sha256(c): c for path, c in files.items() if path.endswith(LARGE)})
         return commit
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        """The fault that this request meets, one time less."""
+        for fault in self.faults:
+            if fault.times and fault.method == method and re.search(fault.pattern, path):
+                fault.times -= 1
+                return fault
+        return None
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """Variables that send the libraries here, with their caches under ``home``."""
@@ -127,7 +190,7 @@ def hub_environment(home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "0",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-        "NO_PROXY": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1,localhost",
     }
 
 
@@ -151,22 +214,50 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _reply(self, answer: Callable[[str], tuple[bytes, dict[str, str]]]) -> None:
             path = unquote(urlsplit(self.path).path)
-            hub.asked.append(Asked(self.command, path, self._token()))
+            part = self.headers.get("Range")
+            hub.asked.append(Asked(self.command, path, self._token(), part))
+            fault = hub.fault(self.command, path)
+            if fault is not None and fault.hang:
+                hub.closing.wait(60)
+                self.close_connection = True
+                return
             try:
-                body, headers = answer(path)
-                status = 200
+                if fault is not None and fault.status is not None:
+                    body, headers, status = b"", dict(fault.headers), fault.status
+                else:
+                    body, headers = answer(path)
+                    status = 200
             except _Refused as refusal:
                 body, status = b"", refusal.status
                 headers = {"X-Error-Message": str(refusal)}
                 if refusal.code is not None:
                     headers["X-Error-Code"] = refusal.code
+            except _Moved as moved:
+                body, headers, status = b"", moved.headers, 302
+            if status == 200 and part is not None:
+                start = int(part.removeprefix("bytes=").removesuffix("-"))
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                body, status = body[start:], 206
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
+                self._send(body, fault)
+
+        def _send(self, body: bytes, fault: Fault | None) -> None:
+            if fault is not None and fault.wrong:
+                body = bytes(255 - byte for byte in body)
+            if fault is None or fault.sent is None:
                 self.wfile.write(body)
+                return
+            self.wfile.write(body[: fault.sent])
+            self.wfile.flush()
+            if fault.reset:
+                nothing_waits = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, nothing_waits)
+            self.close_connection = True
 
         def _token(self) -> str | None:
             return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
@@ -177,11 +268,25 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 if found["path"] not in repository.open_files:
                     self._admit(repository)
                 content = self._file(repository.commits[commit], found["path"])
-                etag = hashlib.sha1(content).hexdigest()
-                return content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
+                if not found["path"].endswith(LARGE):
+                    return content, {"ETag": f'"{git_sha1(content)}"', "X-Repo-Commit": commit}
+                digest = sha256(content)
+                headers = {
+                    "X-Linked-Etag": f'"{digest}"',
+                    "X-Linked-Size": str(len(content)),
+                    "X-Repo-Commit": commit,
+                }
+                if hub.storage is None:
+                    return content, headers
+                place = f"{hub.storage.other_url}/stored/{digest}?signature=secret"
+                raise _Moved({**headers, "Location": place})
+            if (found := _STORED.fullmatch(path)) and found["digest"] in hub.stored:
+                return hub.stored[found["digest"]], {"ETag": '"of the storage"'}
             if found := _API.fullmatch(path):
                 what = found["what"]
-                revision, _, below = (found["rest"] or "main").partition("/")
+                revision, below = found["rest"] or "main", ""
+                if what == "tree":
+                    revision, _, below = revision.partition("/")
                 repository, commit = self._commit(found["name"], revision)
                 files = repository.commits[commit]
                 if what in (None, "revision"):
@@ -242,9 +347,11 @@ def _tree(files: Files, below: str, recursive: bool) -> list[dict[str, Any]]:
             if recursive or depth == 1:
                 entries[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
         if recursive or not folders:
-            oid = hashlib.sha1(files[path]).hexdigest()
             size = len(files[path])
+            oid = git_sha1(files[path])
             entries[path] = {"type": "file", "path": path, "oid": oid, "size": size}
+            if path.endswith(LARGE):
+                entries[path]["lfs"] = {"oid": sha256(files[path]), "size": size, "pointerSize": 99}
     return list(entries.values())
 
 

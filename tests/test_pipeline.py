@@ -15,6 +15,7 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 # Imported, but no part of what decides an output; with what they import in turn.
 LEFT_OUT = {
     "model/__init__.py": "names that lead to other modules",
+    "stages/download/transfer.py": "how the hub's files come; each is compared with its digest",
     "stages/errors.py": "messages and exit codes",
     "stages/params.py": "DVC hashes the values themselves",
     "stages/place.py": "which of several processes this is",

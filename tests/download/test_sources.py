@@ -43,6 +43,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 def test_the_embedded_chats_are_the_human_ones_of_two(embedded: Ran) -> None:
     assert embedded.code == 0, embedded.lines
+    assert embedded.report["source"] == {"name": "chitchat", "version": "0.9.0"}
     rows = embedded.report["rows"]
     assert (rows["read"], rows["malformed"]) == (7168, 0)
     assert rows["dropped"]["single_sender"] == 3150
@@ -134,6 +135,7 @@ def test_a_run_writes_both_splits_a_manifest_and_the_report(tmp_path: Path) -> N
         "metrics/data.json",
     ]
     result = ran.result()
+    assert result.report["source"] == {"name": "local"}
     for split in ("train", "validation"):
         written = (ran.conversations / f"{split}.jsonl").read_bytes()
         assert result.manifest["splits"][split] == {
