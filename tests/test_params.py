@@ -118,7 +118,7 @@ def test_a_broken_file_is_one_error(content: str, message: str, tmp_path: Path) 
         ("data.path", "tests", "data.path: 'tests' is not used unless data.name is local"),
         ("data.config", "en", "data.config: 'en' is used for data sets of the Hugging Face hub"),
         ("train.init_from", "no/such", "train.init_from: 'no/such' is no folder: name a model"),
-        ("data.split", "test", "data.split: 'test' is used for data sets of the Hugging Face hub"),
+        ("data.split", "test", "data.split: 'test' chitchat has no splits: set it back to train"),
         ("data.revision", "v2", "data.revision: 'v2' is used for data sets of the Hugging Face"),
         ("data.filter", {"language": {"is": "English"}}, "data.filter"),
         ("evaluate.prompts", "hi", "evaluate.prompts"),
@@ -143,7 +143,8 @@ def test_a_mistake_names_its_key(
     ("name", "changes", "message"),
     [
         ("local", {"path": "tests"}, ""),
-        ("local", {"path": "tests", "split": "test"}, "data.split: 'test' is used for data sets"),
+        ("local", {"path": "README.md", "split": "test"}, "data.split: 'test' .*has no splits"),
+        ("local", {"path": "README.md", "validation_split": "a"}, "data.validation_split: 'a' "),
         ("local", {"path": "tests", "config": "en"}, "data.config: 'en' is used for data sets"),
         ("acme/chats", {"config": "en", "split": "test", "revision": "v2"}, ""),
         ("acme/chats", {"path": "tests"}, "data.path: 'tests' is not used unless"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from stages.conversations import CONVERSATIONS
 from stages.download.collect import collect
 from stages.download.params import DataParams
-from stages.download.sources import describe_source, open_source
+from stages.download.sources import describe_source, open_source, open_validation
 from stages.errors import run
 from stages.files import output_folder, write_json
 from stages.params import read
@@ -17,7 +17,7 @@ METRICS = Path("metrics/data.json")
 def main() -> None:
     params = read("data", DataParams)
     with output_folder(CONVERSATIONS) as folder:
-        report = collect(open_source(params), params, folder)
+        report = collect(open_source(params), params, folder, open_validation(params))
         write_json(METRICS, {"source": describe_source(params), **report})
     say(
         f"download: {report['rows']['read']:,} rows gave {report['train']['conversations']:,} "

@@ -1,160 +1,133 @@
-"""Rows in, folder of conversations out: filter, adapt, normalise, deduplicate, split, count."""
+"""Rows in, folder of conversations out: choose, normalise, deduplicate, split, count."""
 
 import json
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from stages.conversations import SPLITS, Message, Split, to_line
-from stages.download.formats import Malformed, Unusable, adapt
-from stages.download.normalise import content_digest, held_out, normalise
+from stages.conversations import SPLITS, Split
+from stages.download.digests import Digests
+from stages.download.formats import Malformed, Unusable
+from stages.download.normalise import content_digest, held_out
 from stages.download.params import DataParams
-from stages.download.rows import BadRow, Row, Rows
-from stages.errors import DataError, SettingsError
-from stages.files import sha256_file, write_json
+from stages.download.report import Tally
+from stages.download.rows import Rows
+from stages.download.selection import Selection
+from stages.download.splits import OrderedSplitFile, SplitFile
+from stages.errors import DataError
+from stages.files import write_json
 from stages.progress import Progress
 
 # Malformed rows are judged at the end; a source that is not what it says it is stops earlier.
 HOPELESS_ROWS = 10_000
 
 
-class _SplitWriter:
-    """Lines of one split, with their counts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path.open("w", encoding="utf-8", newline="\n")
-        self.conversations = self.messages = self.bytes = 0
-
-    def write(self, line: str, messages: list[Message]) -> None:
-        self.file.write(line)
-        self.conversations += 1
-        self.messages += len(messages)
-        self.bytes += sum(len(m["content"].encode()) for m in messages)
-
-    def close(self) -> dict[str, Any]:
-        self.file.close()
-        return {
-            "conversations": self.conversations,
-            "messages": self.messages,
-            "bytes": self.bytes,
-            "sha256": sha256_file(self.path),
-        }
-
-
-def collect(rows: Rows, params: DataParams, folder: Path) -> dict[str, Any]:
+def collect(
+    rows: Rows, params: DataParams, folder: Path, validation: Rows | None = None
+) -> dict[str, Any]:
     """Writes the conversations of ``rows`` into ``folder`` and returns the data report.
 
-    Raises DataError when nothing survives or more than ``max_bad_fraction`` is malformed,
-    SettingsError when the filter names a column that no row has.
+    ``validation`` are the rows of ``params.validation_split``; without them rows of ``rows`` are
+    held out. Raises DataError when nothing survives or more than ``max_bad_fraction`` is malformed,
+    SettingsError when the settings name a column that no row has.
     """
-    read = malformed = kept = 0
-    dropped: Counter[str] = Counter()
-    mended: Counter[str] = Counter()
-    first_bad = ""
-    seen: set[bytes] = set()
-    columns: set[str] = set()
-    train = _SplitWriter(folder / "train.jsonl")
-    validation: list[tuple[bytes, str]] = []
-
     with (
         Progress("download", "row") as progress,
         (folder / "rejected.jsonl").open("w", encoding="utf-8", newline="\n") as rejected,
     ):
+        collector = _Collector(params, folder, progress, rejected)
+        if validation is None:
+            collector.take(rows)
+        else:
+            collector.take(validation, "validation")
+            collector.take(rows, "train")
+    return collector.close()
+
+
+class _Collector:
+    """What has become of the rows so far."""
+
+    def __init__(
+        self, params: DataParams, folder: Path, progress: Progress, rejected: TextIO
+    ) -> None:
+        self._params, self._folder = params, folder
+        self._progress, self._rejected = progress, rejected
+        self._selection = Selection(params)
+        self._tally = Tally()
+        self._files: dict[Split, SplitFile] = {
+            "train": SplitFile(folder / "train.jsonl"),
+            "validation": OrderedSplitFile(folder / "validation.jsonl"),
+        }
+        self._seen, self._seen_in_validation = Digests(), Digests()
+        self._first_bad = ""
+
+    def take(self, rows: Rows, own: Split | None = None) -> None:
+        """Takes rows for the split ``own``, or for that which a conversation's digest decides.
+
+        ``subset`` ends them, but for a validation split of their own: that is always the same.
+        """
+        tally, params = self._tally, self._params
+        kept = 0
+        seen = self._seen_in_validation if own == "validation" else self._seen
         for where, row in rows:
-            read += 1
-            progress.update()
+            tally.read += 1
+            self._progress.update()
             try:
-                if params.filter and not isinstance(row, BadRow):
-                    columns.update(params.filter.keys() & row.keys())
-                messages, changes = _conversation(row, params)
-                digest = content_digest(messages)
+                chosen = self._selection.conversation(row)
+                digest = content_digest(chosen.messages)
+                if own == "train" and digest in self._seen_in_validation:
+                    raise Unusable("in_validation")
                 if digest in seen:
                     raise Unusable("duplicate")
             except Malformed as error:
-                malformed += 1
-                dropped[str(error)] += 1
-                first_bad = first_bad or f"{where}: {error}"
-                rejected.write(json.dumps({"where": where, "reason": str(error)}) + "\n")
-                if read >= HOPELESS_ROWS and malformed / read > max(0.5, params.max_bad_fraction):
+                self._reject(where, str(error))
+                hopeless = max(0.5, params.max_bad_fraction)
+                if tally.read >= HOPELESS_ROWS and tally.malformed / tally.read > hopeless:
                     break
                 continue
             except Unusable as error:
-                dropped[str(error)] += 1
+                tally.dropped[str(error)] += 1
                 continue
             seen.add(digest)
-            kept += 1
-            mended += changes
-            line = to_line(messages)
-            if held_out(digest, params.val_fraction):
-                validation.append((digest, line))
+            tally.keep(chosen)
+            if own is not None:
+                split = own
             else:
-                train.write(line, messages)
-            if kept == params.subset:
+                split = "validation" if held_out(digest, params.val_fraction) else "train"
+            self._files[split].write(digest, chosen.messages)
+            kept += 1
+            if kept == params.subset and own != "validation":
                 break
+        self._check(kept, own)
 
-        if read and malformed / read > params.max_bad_fraction:
+    def _reject(self, where: str, reason: str) -> None:
+        self._tally.malformed += 1
+        self._tally.dropped[reason] += 1
+        self._first_bad = self._first_bad or f"{where}: {reason}"
+        self._rejected.write(json.dumps({"where": where, "reason": reason}) + "\n")
+
+    def _check(self, kept: int, own: Split | None) -> None:
+        tally, params = self._tally, self._params
+        if tally.read and tally.malformed / tally.read > params.max_bad_fraction:
             raise DataError(
-                f"{malformed:,} of {read:,} rows are malformed, more than data.max_bad_fraction "
-                f"{params.max_bad_fraction} allows; the first is {first_bad}"
+                f"{tally.malformed:,} of {tally.read:,} rows are malformed, more than "
+                f"data.max_bad_fraction {params.max_bad_fraction} allows; the first is "
+                f"{self._first_bad}"
             )
-        if read and (missing := sorted(params.filter.keys() - columns)):
-            raise SettingsError(f"data.filter: no row has a column '{missing[0]}'")
+        if tally.read and not (kept and own == "validation"):
+            self._selection.check_columns()
         if not kept:
-            reasons = ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in tally.dropped.most_common())
+            of = f" of data.validation_split '{params.validation_split}'"
             raise DataError(
-                f"no conversation is left of {read:,} rows ({reasons or 'the source is empty'})"
+                f"no conversation is left of {tally.read:,} rows"
+                f"{of if own == 'validation' else ''} ({reasons or 'the source is empty'})"
             )
 
-    splits: dict[Split, dict[str, Any]] = {"train": train.close()}
-    # In order of hash, so that any prefix is a fair sample of the validation set.
-    held = _SplitWriter(folder / "validation.jsonl")
-    for _, line in sorted(validation):
-        held.write(line, json.loads(line)["messages"])
-    splits["validation"] = held.close()
-    write_json(folder / "manifest.json", {"splits": splits})
-    return {
-        "rows": {
-            "read": read,
-            "kept": kept,
-            "malformed": malformed,
-            "dropped": dict(sorted(dropped.items())),
-        },
-        "messages_mended": dict(sorted(mended.items())),
-        **{
-            split: {k: splits[split][k] for k in ("conversations", "messages", "bytes")}
-            for split in SPLITS
-        },
-    }
-
-
-def _conversation(row: Row, params: DataParams) -> tuple[list[Message], Counter[str]]:
-    if isinstance(row, BadRow):
-        raise Malformed(row.reason)
-    if not all(_matches(row, column, wanted) for column, wanted in params.filter.items()):
-        raise Unusable("filter")
-    messages, mended = normalise(adapt(row, params.format))
-    is_text = messages[0]["role"] == "text"
-    if not is_text and len(messages) < params.min_turns:
-        raise Unusable("min_turns")
-    return messages, mended
-
-
-def _matches(row: Mapping[str, Any], column: str, wanted: object) -> bool:
-    if column not in row:
-        return False
-    choices = wanted if isinstance(wanted, list) else [wanted]
-    return any(_equal(row[column], choice) for choice in choices)
-
-
-def _equal(cell: object, wanted: object) -> bool:
-    """Whether ``cell`` holds a scalar of the filter; csv has every value as text.
-
-    A truth value is no number, though Python's True equals 1.
-    """
-    if isinstance(cell, str):
-        if isinstance(wanted, bool):  # written True by some, true by others
-            return cell.lower() == str(wanted).lower()
-        return wanted is not None and cell == str(wanted)
-    return isinstance(cell, bool) == isinstance(wanted, bool) and cell == wanted
+    def close(self) -> dict[str, Any]:
+        """Completes the files; the data report."""
+        splits = {split: self._files[split].close() for split in SPLITS}
+        write_json(self._folder / "manifest.json", {"splits": splits})
+        return {
+            **self._tally.report(),
+            **{split: self._files[split].counts() for split in SPLITS},
+        }

@@ -1,11 +1,12 @@
 """Record formats: one small adapter each turns a row into turns of (role, content).
 
 To add a format, write its adapter and enter it in ``FORMATS`` with the columns that tell it and
-those that it reads besides: of a parquet file no other column is read.
+those that it reads besides: of a table no other column is read.
 An adapter raises ``Malformed`` for a row that does not have the shape its format promises, and
 ``Unusable`` for a sound row that a documented rule drops.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -33,7 +34,11 @@ _ROLES: dict[str, Role] = {
     "bot": "assistant",
     "model": "assistant",
     "system": "system",
+    "developer": "system",
 }
+# Types of the parts of a message that are text; images, sounds, files and others are not.
+_TEXT_PARTS = {"text", "input_text", "output_text"}
+_CALLS = ("tool_calls", "function_call")
 
 
 def _text(value: object) -> str:
@@ -42,13 +47,23 @@ def _text(value: object) -> str:
     return value
 
 
-def _items(value: object) -> Iterable[object]:
+def _items(value: object) -> Iterable[Any]:
+    if isinstance(value, str):  # a csv cell holds the list as JSON
+        value = from_json(value)
     if not isinstance(value, Iterable) or isinstance(value, str | Mapping):
         raise Malformed("no_messages")
     return value
 
 
-def _fields(message: object, *keys: str) -> list[object]:
+def from_json(cell: str) -> object:
+    """What the text of a cell means. Raises Malformed."""
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        raise Malformed("not_json") from None
+
+
+def _fields(message: object, *keys: str) -> list[Any]:
     if not isinstance(message, Mapping):
         raise Malformed("wrong_type")
     if not all(key in message for key in keys):
@@ -56,19 +71,29 @@ def _fields(message: object, *keys: str) -> list[object]:
     return [message[key] for key in keys]
 
 
+def _content(value: object) -> str:
+    """The text of a message: a string, or a list of parts. Raises Unusable for one of no text."""
+    if not isinstance(value, Iterable) or isinstance(value, str | Mapping):
+        return _text(value)
+    texts: list[str] = []
+    for part in value:
+        (kind,) = _fields(part, "type")
+        if _text(kind) not in _TEXT_PARTS:
+            raise Unusable("not_text")
+        texts += map(_text, _fields(part, "text"))
+    return "\n".join(texts)
+
+
 def _messages(value: object, role_key: str, content_key: str) -> list[Turn]:
-    if isinstance(value, str):  # a csv cell holds the list as JSON
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Malformed("not_json") from None
     turns: list[Turn] = []
     for message in _items(value):
         name, content = _fields(message, role_key, content_key)
         role = _ROLES.get(_text(name).strip().lower())
         if role is None:
             raise Unusable("unknown_role")
-        turns.append((role, _text(content)))
+        if any(message.get(call) for call in _CALLS):
+            raise Unusable("not_text")
+        turns.append((role, content if isinstance(content, str) else _content(content)))
     if not turns:
         raise Malformed("no_messages")
     return turns
@@ -80,7 +105,7 @@ def conversation(row: Mapping[str, Any]) -> list[Turn]:
 
 
 def messages(row: Mapping[str, Any]) -> list[Turn]:
-    """OpenAI: ``messages`` is a list of {role, content}."""
+    """OpenAI: ``messages`` is a list of {role, content}, whose content may be a list of parts."""
     return _messages(row["messages"], "role", "content")
 
 
@@ -109,16 +134,25 @@ def pairs(row: Mapping[str, Any]) -> list[Turn]:
     raise Malformed("missing_column")
 
 
+def turns(row: Mapping[str, Any]) -> list[Turn]:
+    """``turns`` is a list of what the user and the assistant say in turn."""
+    roles: tuple[Role, Role] = ("user", "assistant")
+    said = [_text(content) for content in _items(row["turns"])]
+    if not said:
+        raise Malformed("no_messages")
+    return [(roles[number % 2], content) for number, content in enumerate(said)]
+
+
 def text(row: Mapping[str, Any]) -> list[Turn]:
     """Plain text: ``text`` is a document."""
     return [("text", _text(row["text"]))]
 
 
 def chitchat(row: Mapping[str, Any]) -> list[Turn]:
-    """Embedded chats: ``turns`` are lists of {sender, text}; who speaks first is the user."""
+    """Embedded chats: turns are lists of {sender, text}; who speaks first is the user."""
     turns = [
         [tuple(map(_text, _fields(message, "sender", "text"))) for message in _items(turn)]
-        for turn in _items(row["turns"])
+        for turn in _items(row["chitchat"])
     ]
     senders = list(dict.fromkeys(sender for turn in turns for sender, _ in turn))
     if len(senders) < 2:
@@ -140,6 +174,11 @@ class Format(NamedTuple):
     columns: tuple[frozenset[str], ...]
     optional: frozenset[str] = frozenset()
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Every column that the adapter may read."""
+        return self.optional.union(*self.columns)
+
 
 # In order of recognition: the most specific columns first.
 FORMATS: dict[str, Format] = {
@@ -149,24 +188,34 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(alpaca, (frozenset({"instruction", "output"}),), frozenset({"input"})),
     "pairs": Format(pairs, tuple(frozenset(pair) for pair in _PAIRS)),
     "text": Format(text, (frozenset({"text"}),)),
-    "chitchat": Format(chitchat, (frozenset({"turns"}),)),
+    "turns": Format(turns, (frozenset({"turns"}),)),
+    "chitchat": Format(chitchat, (frozenset({"chitchat"}),)),
 }
+AUTO = "auto"
 
 # Every column that an adapter reads.
-COLUMNS = frozenset(
-    column
-    for form in FORMATS.values()
-    for columns in (*form.columns, form.optional)
-    for column in columns
-)
+COLUMNS = frozenset[str]().union(*(form.reads for form in FORMATS.values()))
 
 
 def recognise(row: Mapping[str, Any]) -> str | None:
     """The name of the format that the row's columns tell, or None."""
+    return _recognised(tuple(row))
+
+
+@functools.lru_cache(maxsize=64)
+def _recognised(columns: tuple[str, ...]) -> str | None:
     for name, form in FORMATS.items():
-        if any(columns <= row.keys() for columns in form.columns):
+        if any(told <= set(columns) for told in form.columns):
             return name
     return None
+
+
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row with its column ``theirs`` under the name ``own``, for ``columns`` {own: theirs}."""
+    taken = {*columns, *columns.values()}
+    result = {name: value for name, value in row.items() if name not in taken}
+    result.update((own, row[theirs]) for own, theirs in columns.items() if theirs in row)
+    return result
 
 
 def adapt(row: Mapping[str, Any], name: str) -> list[Turn]:
@@ -174,7 +223,7 @@ def adapt(row: Mapping[str, Any], name: str) -> list[Turn]:
 
     Raises Malformed, Unusable.
     """
-    found = recognise(row) if name == "auto" else name
+    found = recognise(row) if name == AUTO else name
     if found is None:
         raise Malformed("unknown_columns")
     try:

@@ -9,23 +9,23 @@ cache: with a whole commit hash and all files in the cache no request is made.
 import contextlib
 import dataclasses
 import functools
-import gzip
 import itertools
 import json
 import logging
 import re
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from stages.download.formats import COLUMNS
+from stages.download.folders import COMPRESSIONS, KINDS
 from stages.download.params import EMBEDDED, LOCAL, DataParams
-from stages.download.readers import READERS, _batch_rows, read_path
+from stages.download.readers import rows_of
 from stages.download.rows import Rows
+from stages.download.streams import DAMAGED_GZIP, open_bytes
+from stages.download.tables import batch_rows
 from stages.errors import DISK_ERRNOS, AccessError, DataError, SettingsError, StageError
 from stages.files import write_json, write_text
 from stages.progress import Progress
@@ -38,9 +38,9 @@ READ_ROWS = 1024  # at a time
 
 # Loaders of `datasets` whose files Parley reads itself, and the names of such files.
 _OWN_LOADERS = {"csv", "json", "parquet", "text"}
-_OWN_FILES = re.compile(rf".+\.({'|'.join(READERS)})(\.gz)?", re.IGNORECASE | re.DOTALL)
-
-_DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+_PACKED = "|".join(map(re.escape, COMPRESSIONS))
+_OWN_FILES = re.compile(rf".+\.({'|'.join(KINDS)})({_PACKED})?", re.IGNORECASE | re.DOTALL)
+_JSON_FILE = re.compile(rf".+\.json({_PACKED})?", re.IGNORECASE | re.DOTALL)
 
 # What every loader's configuration has; the rest are options that a data set's card can set.
 _NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features"}
@@ -265,7 +265,7 @@ def _resolve(name: str, commit: str, config: str | None) -> _Listing:
 def _split_rows(listing: _Listing, params: DataParams) -> Rows:
     """Rows of ``params.split``, which may name slices and sums of splits as `datasets` has them."""
     split = "+".join(listing.splits) if params.split == "all" else params.split
-    rows = functools.partial(_rows, listing, columns=COLUMNS | params.filter.keys())
+    rows = functools.partial(_rows, listing, columns=params.reads)
     if split in listing.splits:
         yield from rows(split)
         return
@@ -320,8 +320,9 @@ def _rows(listing: _Listing, split: str, columns: Collection[str]) -> Rows:
             wanted = {part for c in columns for part in (c, c.partition(".")[0])}
             if used := [column for column in table.column_names if column in wanted]:
                 table = table.select_columns(used)
-            batches = table.with_format("arrow").iter(READ_ROWS)
-            rows = itertools.chain.from_iterable(map(_batch_rows, batches))
+            parts = table.with_format("arrow").iter(READ_ROWS)
+            batches = (batch for part in parts for batch in part.to_batches())
+            rows = itertools.chain.from_iterable(map(batch_rows, batches))
             for number, row in enumerate(rows, 1):
                 yield f"{name}:{split}:{number}", row
 
@@ -329,16 +330,11 @@ def _rows(listing: _Listing, split: str, columns: Collection[str]) -> Rows:
 def _file_rows(listing: _Listing, file: "HubFile", local: Path, columns: Collection[str]) -> Rows:
     where = f"{listing.name}/{file.path}"
     try:
-        if _has_object_a_line(local):
-            for number, row in READERS["jsonl"](local):
-                yield f"{where}:{number}", row
-        else:
-            for place, row in read_path(local, columns):
-                yield where + place.removeprefix(local.name), row
+        kind = "jsonl" if _has_object_a_line(local) else None
+        for number, row in rows_of(local, columns, kind):
+            yield f"{where}:{number}", row
     except DataError as error:  # names the file by its place in the cache
         raise DataError(str(error).replace(str(local), where)) from None
-    except _DAMAGED_GZIP as error:
-        raise DataError(f"{where} is a damaged gzip file: {error}") from None
 
 
 def _has_object_a_line(file: Path) -> bool:
@@ -346,15 +342,14 @@ def _has_object_a_line(file: Path) -> bool:
 
     Many on the hub are, and the loader of `datasets` takes either.
     """
-    if not re.search(r"\.json(\.gz)?$", file.name, re.IGNORECASE):
+    if not _JSON_FILE.fullmatch(file.name):
         return False
     try:
-        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
-            if stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        with open_bytes(file) as stream:
+            if stream.peek(64)[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
                 return False
-            stream.seek(0)
             lines = list(itertools.islice(filter(bytes.strip, stream), 2))
-    except _DAMAGED_GZIP:  # its reader says so
+    except (*DAMAGED_GZIP, OSError):  # its reader says so
         return False
     return len(lines) == 2 and any(map(_is_object, lines))
 

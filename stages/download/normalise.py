@@ -8,38 +8,43 @@
 """
 
 import hashlib
-from collections import Counter
 
-from stages.conversations import Message
+from stages.conversations import Message, Role
 from stages.download.formats import Malformed, Turn, Unusable
 
 
-def normalise(turns: list[Turn]) -> tuple[list[Message], Counter[str]]:
+def normalise(turns: list[Turn]) -> tuple[list[Message], dict[str, int]]:
     """The conversation that ``turns`` make, and how many messages each rule changed.
 
     Raises Malformed, Unusable.
     """
     result: list[Message] = []
-    mended: Counter[str] = Counter()
+    mended: dict[str, int] = {}
     spoken = False
+    last: Role | None = None
     for role, content in turns:
-        try:
-            content.encode("utf-8")
-        except UnicodeEncodeError:
-            raise Malformed("not_unicode") from None
-        if not content.strip():
-            mended["empty"] += 1
-            continue
-        if role != "text":
-            content = content.strip()
-        spoken = spoken or role in ("user", "text")
-        if role == "assistant" and not spoken:
-            mended["leading_assistant"] += 1
-        elif result and result[-1]["role"] == role:
-            mended["joined"] += 1
-            result[-1]["content"] += "\n" + content
+        if not content.isascii():
+            try:
+                content.encode("utf-8")
+            except UnicodeEncodeError:
+                raise Malformed("not_unicode") from None
+        stripped = content.strip()
+        if not stripped:
+            rule = "empty"
         else:
-            result.append({"role": role, "content": content})
+            if role != "text":
+                content = stripped
+            spoken = spoken or role in ("user", "text")
+            if role == "assistant" and not spoken:
+                rule = "leading_assistant"
+            elif role == last:
+                rule = "joined"
+                result[-1]["content"] += "\n" + content
+            else:
+                result.append({"role": role, "content": content})
+                last = role
+                continue
+        mended[rule] = mended.get(rule, 0) + 1
     if not spoken:
         raise Unusable("empty")
     return result, mended
@@ -47,12 +52,15 @@ def normalise(turns: list[Turn]) -> tuple[list[Message], Counter[str]]:
 
 def content_digest(messages: list[Message]) -> bytes:
     """SHA-256 of roles and contents with white space folded: equal for exact duplicates."""
-    digest = hashlib.sha256()
-    for message in messages:
-        # \x1e and \x1f are white space to str.split, so no content can hold them after folding.
-        folded = " ".join(message["content"].split())
-        digest.update(f"{message['role']}\x1f{folded}\x1e".encode())
-    return digest.digest()
+    # \x1e and \x1f are white space to str.split, so no content can hold them after folding.
+    folded = "".join(
+        [f"{message['role']}\x1f{_folded(message['content'])}\x1e" for message in messages]
+    )
+    return hashlib.sha256(folded.encode()).digest()
+
+
+def _folded(content: str) -> str:
+    return " ".join(content.split())
 
 
 def held_out(digest: bytes, fraction: float) -> bool:

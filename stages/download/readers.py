@@ -1,18 +1,18 @@
 """Readers of local files: one row at a time, so that a broken line costs that line alone."""
 
 import csv
-import gzip
 import io
 import itertools
 import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from stages.download.formats import recognise
+from stages.download.folders import COMPRESSIONS, KINDS, TRAIN, files_below, files_of_split, kind_of
+from stages.download.json_file import read_json
 from stages.download.rows import BadRow, Row, Rows
+from stages.download.streams import DAMAGED_GZIP, open_text
+from stages.download.tables import read_arrow, read_parquet
 from stages.errors import AccessError, DataError
 from stages.progress import say
 
@@ -21,58 +21,69 @@ from stages.progress import say
 DOCUMENT_CHARS = 2_000
 
 
-def read_path(path: Path, columns: Collection[str] | None = None) -> Rows:
-    """Rows of a file, or of every supported file below a folder in order of name.
+def read_path(
+    path: Path,
+    columns: Collection[str] | None = None,
+    split: str = TRAIN,
+    validation_split: str | None = None,
+) -> Rows:
+    """Rows of a file, or of a split of the files below a folder (stages/download/folders.py).
 
-    Of parquet files ``columns`` alone are read (None: all).
+    Of a table ``columns`` alone are read (None: all).
     """
+    files = [path]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
-        known = [file for file in files if _suffix(file) in READERS]
-        if not known:
-            raise DataError(f"data.path: no {'/'.join(READERS)} file under '{path}'")
-        if others := [file.name for file in files if file not in known]:
-            say(
-                f"download: {len(others):,} files of data.path are none of {', '.join(READERS)} "
-                f"and are not read: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
-            )
-    else:
-        known = [path]
-    for file in known:
-        reader = READERS.get(_suffix(file))
-        if reader is None:
-            raise DataError(
-                f"data.path: '{file}' is none of {', '.join(READERS)} (each also as .gz)"
-            )
+        known, others = files_below(path)
+        _say_unread(others, f"none of {', '.join(KINDS)}")
+        files = files_of_split(known, path, split, validation_split)
+        _say_unread([file for file in known if file not in set(files)], f"not of split '{split}'")
+    for file in files:
         # Named relative to data.path: an absolute path would differ between machines.
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        try:
-            rows = read_parquet(file, columns) if reader is read_parquet else reader(file)
-            for position, row in rows:
-                yield f"{name}:{position}", row
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{file} is a damaged gzip file: {error}") from None
-        except PermissionError:
-            raise AccessError(f"data.path: no permission to read {file}") from None
+        for position, row in rows_of(file, columns):
+            yield f"{name}:{position}", row
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _say_unread(files: list[Path], what: str) -> None:
+    if files:
+        names = ", ".join(file.name for file in files[:3])
+        say(
+            f"download: {len(files):,} files of data.path are {what} and are not read: "
+            f"{names}{' …' if len(files) > 3 else ''}"
+        )
 
 
-def _suffix(file: Path) -> str:
-    suffixes = [s.lower() for s in file.suffixes if s.lower() != ".gz"]
-    return suffixes[-1].lstrip(".") if suffixes else ""
+def rows_of(
+    file: Path, columns: Collection[str] | None, kind: str | None = None
+) -> Iterator[tuple[int, Row]]:
+    """Rows of one file with their lines or numbers, read as its name says or as ``kind``.
 
-
-def _open(file: Path) -> io.BufferedReader:
-    if file.suffix.lower() == ".gz":
-        return io.BufferedReader(gzip.open(file, "rb"))
-    return file.open("rb")
+    Raises DataError, AccessError naming it.
+    """
+    reader = READERS.get(kind or kind_of(file))
+    if reader is None:
+        raise DataError(
+            f"data.path: '{file}' is none of {', '.join(KINDS)} "
+            f"(each also with {' or '.join(COMPRESSIONS)} after it)"
+        )
+    packed = file.suffix.lower()
+    try:
+        if reader is read_parquet or reader is read_arrow:
+            yield from reader(file, columns)
+        else:
+            yield from reader(file)
+    except DAMAGED_GZIP as error:
+        raise DataError(f"{file} is a damaged gzip file: {error}") from None
+    except PermissionError:
+        raise AccessError(f"data.path: no permission to read {file}") from None
+    except OSError as error:
+        if packed != ".zst" or error.errno is not None:
+            raise
+        raise DataError(f"{file} is a damaged zstd file: {error}") from None
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str | BadRow]]:
-    with _open(file) as stream:
+    with open_text(file) as stream:
         for number, line in enumerate(stream, 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -99,32 +110,13 @@ def _parsed(line: str) -> Row:
     return value if isinstance(value, dict) else BadRow("not_an_object")
 
 
-def read_json(file: Path) -> Iterator[tuple[int, Row]]:
-    """An array of objects, or an object whose only list holds them (as ``{"data": […]}``)."""
-    with _open(file) as stream:
-        content = stream.read()
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{file} is not JSON: {error} (one object a line? name it .jsonl)"
-        ) from None
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list)]
-        value = lists[0] if len(lists) == 1 and recognise(value) is None else [value]
-    if not isinstance(value, list):
-        raise DataError(f"{file} holds no array of records")
-    for number, item in enumerate(value, 1):
-        yield number, item if isinstance(item, dict) else BadRow("not_an_object")
-
-
 def read_csv(file: Path) -> Iterator[tuple[int, Row]]:
     """Comma-separated values with a header line; a row of another length is malformed.
 
     A quote that breaks its row, or is never closed, costs the line on which that row begins.
     """
     csv.field_size_limit(2**31 - 1)
-    with _open(file) as stream:
+    with open_text(file) as stream:
         # Bytes that are not UTF-8 become lone surrogates, so that they cost no other row.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         header: list[str] = []
@@ -191,39 +183,6 @@ def _csv_row(header: list[str], values: list[str]) -> Row:
     return dict(zip(header, values, strict=True))
 
 
-def read_parquet(file: Path, columns: Collection[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """Rows of a parquet file, a batch in memory at a time; ``columns`` alone (None: all)."""
-    import pyarrow
-    import pyarrow.parquet
-
-    with _open(file) as stream:
-        try:
-            number = 0
-            table = pyarrow.parquet.ParquetFile(stream)
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                for row in _batch_rows(batch):
-                    number += 1
-                    yield number, row
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{file} is a damaged parquet file: {error}") from None
-
-
-def _batch_rows(batch: Any) -> list[Row]:
-    try:
-        return batch.to_pylist()
-    except (ValueError, OverflowError):  # a value that Python cannot hold costs its row
-        return [_batch_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
-
-
-def _batch_row(batch: Any) -> Row:
-    try:
-        return batch.to_pylist()[0]
-    except UnicodeDecodeError:
-        return BadRow("not_utf8")
-    except (ValueError, OverflowError):
-        return BadRow("unreadable_value")
-
-
 def read_txt(file: Path) -> Iterator[tuple[int, Row]]:
     """Plain text as documents of about DOCUMENT_CHARS characters, cut between lines.
 
@@ -265,11 +224,13 @@ def _short_lines(file: Path) -> Iterator[tuple[int, str | BadRow]]:
         yield number, line
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
+# By kind of file; those of tables take the columns to read besides.
+READERS: dict[str, Callable[..., Iterator[tuple[int, Row]]]] = {
     "jsonl": read_jsonl,
     "ndjson": read_jsonl,
     "json": read_json,
     "csv": read_csv,
     "parquet": read_parquet,
+    "arrow": read_arrow,
     "txt": read_txt,
 }

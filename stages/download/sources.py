@@ -4,7 +4,6 @@ import importlib.resources
 import json
 from pathlib import Path
 
-from stages.download.formats import COLUMNS
 from stages.download.hub import hub_commit, hub_rows
 from stages.download.params import EMBEDDED, EMBEDDED_MARKER, LOCAL, DataParams
 from stages.download.readers import read_path
@@ -18,7 +17,7 @@ def open_source(params: DataParams) -> Rows:
     if params.name == EMBEDDED:
         return embedded_rows()
     if params.name == LOCAL:
-        return read_path(Path(params.path), COLUMNS | params.filter.keys())
+        return read_path(Path(params.path), params.reads, params.split, params.validation_split)
     return hub_rows(params)
 
 
@@ -34,8 +33,15 @@ def describe_source(params: DataParams) -> dict[str, str]:
     return {"name": params.name, "revision": hub_commit(params.name, params.revision)}
 
 
+def open_validation(params: DataParams) -> Rows | None:
+    """The rows of the source's own validation split, if ``params`` names one."""
+    if params.validation_split is None:
+        return None
+    return open_source(params.model_copy(update={"split": params.validation_split}))
+
+
 def embedded_rows() -> Rows:
-    """Chats of the PyPI package ``chitchat-dataset`` as it has them: ``turns`` of one sender each.
+    """Chats of the PyPI package ``chitchat-dataset`` as it has them: turns of one sender each.
 
     Raises AccessError when the package is not installed, DataError when it is another version.
     """
@@ -54,7 +60,7 @@ def embedded_rows() -> Rows:
             f"{marker['package']}=={marker['version']}`"
         )
     for key, chat in json.loads(file.read_bytes()).items():
-        yield f"{EMBEDDED}:{key}", {"turns": chat["messages"]}
+        yield f"{EMBEDDED}:{key}", {"chitchat": chat["messages"]}
 
 
 def _marker() -> dict[str, str]:

@@ -283,7 +283,7 @@ def test_rows_that_a_rule_drops_are_not_malformed(collected: Collect) -> None:
         {"messages": chat(" ", " ")},
         {"messages": [{"role": "tool", "content": "x"}]},
         {"messages": chat("German", "yes"), "language": "German"},
-        {"turns": [[{"sender": "a", "text": "Hello?"}]]},
+        {"chitchat": [[{"sender": "a", "text": "Hello?"}]]},
     ]
     rows = [{"language": "English", **row} for row in rows if not isinstance(row, BadRow)]
     result = collected(rows, max_bad_fraction=0.0, filter={"language": "English"})

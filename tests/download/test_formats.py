@@ -211,7 +211,7 @@ def test_lists_may_be_of_another_library(make: Any) -> None:
 def _said(*turns: list[str]) -> dict[str, Any]:
     """A row of the embedded set: messages written ``a:text``, by turn."""
     return {
-        "turns": [
+        "chitchat": [
             [dict(zip(("sender", "text"), said.split(":"), strict=True)) for said in turn]
             for turn in turns
         ]

@@ -224,7 +224,7 @@ def test_the_last_run_stands_until_the_new_one_is_whole(
     before = _outputs(inside)
     seen: list[dict[str, bytes]] = []
 
-    def watched(path: Path, columns: object) -> Iterator[tuple[str, BadRow | dict[str, Any]]]:
+    def watched(*_: object) -> Iterator[tuple[str, BadRow | dict[str, Any]]]:
         for number, row in enumerate(chats(20)):
             seen.append({k: v for k, v in _outputs(inside).items() if ".partial" not in k})
             yield f"rows:{number}", row
