@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
+import orjson
+
 from stages.errors import DataError
 
 CONVERSATIONS = Path("data/conversations")
@@ -25,9 +27,9 @@ class Message(TypedDict):
     content: str
 
 
-def to_line(messages: list[Message]) -> str:
-    """A conversation as its line of JSON, with the newline."""
-    return json.dumps({"messages": messages}, ensure_ascii=False, separators=(",", ":")) + "\n"
+def to_line(messages: list[Message]) -> bytes:
+    """A conversation as its line of JSON, in UTF-8 and with the newline."""
+    return orjson.dumps({"messages": messages}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def read_split(split: Split, folder: Path = CONVERSATIONS) -> Iterator[list[Message]]:

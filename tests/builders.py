@@ -171,7 +171,7 @@ def write_conversations(root: Path, splits: Mapping[Split, Sequence[list[Message
     sums: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         path = folder / f"{split}.jsonl"
-        lines = "".join(to_line(messages) for messages in splits[split])
+        lines = b"".join(to_line(messages) for messages in splits[split])
         path.write_bytes(lines.encode())
         sums[split] = {"conversations": len(splits[split]), "sha256": sha256_file(path)}
     write_json(folder / "manifest.json", {"splits": sums})

@@ -48,6 +48,8 @@ def _text(value: object) -> str:
 
 
 def _items(value: object) -> Iterable[Any]:
+    if isinstance(value, list):
+        return value
     if isinstance(value, str):  # a csv cell holds the list as JSON
         value = from_json(value)
     if not isinstance(value, Iterable) or isinstance(value, str | Mapping):
@@ -63,12 +65,12 @@ def from_json(cell: str) -> object:
         raise Malformed("not_json") from None
 
 
-def _fields(message: object, *keys: str) -> list[Any]:
-    if not isinstance(message, Mapping):
+def _fields(message: object, first: str, second: str) -> tuple[Any, Any]:
+    if not isinstance(message, dict):
         raise Malformed("wrong_type")
-    if not all(key in message for key in keys):
+    if first not in message or second not in message:
         raise Malformed("message_without_role_or_content")
-    return [message[key] for key in keys]
+    return message[first], message[second]
 
 
 def _content(value: object) -> str:
@@ -77,10 +79,11 @@ def _content(value: object) -> str:
         return _text(value)
     texts: list[str] = []
     for part in value:
-        (kind,) = _fields(part, "type")
-        if _text(kind) not in _TEXT_PARTS:
+        if not isinstance(part, dict):
+            raise Malformed("wrong_type")
+        if _text(part.get("type")) not in _TEXT_PARTS:
             raise Unusable("not_text")
-        texts += map(_text, _fields(part, "text"))
+        texts.append(_text(part.get("text")))
     return "\n".join(texts)
 
 
@@ -88,10 +91,10 @@ def _messages(value: object, role_key: str, content_key: str) -> list[Turn]:
     turns: list[Turn] = []
     for message in _items(value):
         name, content = _fields(message, role_key, content_key)
-        role = _ROLES.get(_text(name).strip().lower())
+        role = _ROLES.get(_text(name)) or _ROLES.get(name.strip().lower())
         if role is None:
             raise Unusable("unknown_role")
-        if any(message.get(call) for call in _CALLS):
+        if len(message) > 2 and any(message.get(call) for call in _CALLS):
             raise Unusable("not_text")
         turns.append((role, content if isinstance(content, str) else _content(content)))
     if not turns:

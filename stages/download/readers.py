@@ -4,9 +4,12 @@ import csv
 import io
 import itertools
 import json
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+
+import orjson
 
 from stages.download.folders import COMPRESSIONS, KINDS, TRAIN, files_below, files_of_split, kind_of
 from stages.download.json_file import read_json
@@ -82,29 +85,31 @@ def rows_of(
         raise DataError(f"{file} is a damaged zstd file: {error}") from None
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str | BadRow]]:
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines, without their ends and the mark that a file of UTF-8 may begin with."""
     with open_text(file) as stream:
         for number, line in enumerate(stream, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                yield number, BadRow("not_utf8")
-            else:
-                yield number, text.rstrip("\r\n")
+            yield number, (line if number > 1 else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n")
 
 
 def read_jsonl(file: Path) -> Iterator[tuple[int, Row]]:
     """One JSON object a line; blank lines are passed over."""
     for number, line in _lines(file):
-        if isinstance(line, BadRow):
-            yield number, line
-        elif line.strip():
-            yield number, _parsed(line)
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if line.strip():
+                yield number, _parsed(line)
+        else:
+            yield number, value if isinstance(value, dict) else BadRow("not_an_object")
 
 
-def _parsed(line: str) -> Row:
+def _parsed(line: bytes) -> Row:
+    """What the line holds for Python, whose JSON has more in it: NaN, halves of surrogate pairs."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return BadRow("not_utf8")
     except (ValueError, RecursionError):
         return BadRow("not_json")
     return value if isinstance(value, dict) else BadRow("not_an_object")
@@ -212,16 +217,21 @@ def read_txt(file: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _short_lines(file: Path) -> Iterator[tuple[int, str | BadRow]]:
-    for number, line in _lines(file):
-        if isinstance(line, BadRow) or len(line) < 2 * DOCUMENT_CHARS:
-            yield number, line
+    for number, content in _lines(file):
+        try:
+            line = content.decode()
+        except UnicodeDecodeError:
+            yield number, BadRow("not_utf8")
             continue
-        while len(line) >= 2 * DOCUMENT_CHARS:
-            cut = line.rfind(" ", DOCUMENT_CHARS, 2 * DOCUMENT_CHARS)
-            cut = cut if cut > 0 else 2 * DOCUMENT_CHARS
-            yield number, line[:cut]
-            line = line[cut:].lstrip(" ")
-        yield number, line
+        start = 0
+        while len(line) - start >= 2 * DOCUMENT_CHARS:
+            cut = line.rfind(" ", start + DOCUMENT_CHARS, start + 2 * DOCUMENT_CHARS)
+            cut = cut if cut > 0 else start + 2 * DOCUMENT_CHARS
+            yield number, line[start:cut]
+            start = cut
+            while line.startswith(" ", start):
+                start += 1
+        yield number, line[start:]
 
 
 # By kind of file; those of tables take the columns to read besides.

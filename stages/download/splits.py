@@ -24,7 +24,7 @@ class SplitFile:
         self.conversations += 1
         self.messages += len(messages)
         self.bytes += sum([_length(message["content"]) for message in messages])
-        self._put(digest, to_line(messages).encode())
+        self._put(digest, to_line(messages))
 
     def _put(self, digest: bytes, line: bytes) -> None:
         self._sum.update(line)
