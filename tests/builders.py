@@ -172,7 +172,7 @@ def write_conversations(root: Path, splits: Mapping[Split, Sequence[list[Message
     for split in SPLITS:
         path = folder / f"{split}.jsonl"
         lines = b"".join(to_line(messages) for messages in splits[split])
-        path.write_bytes(lines.encode())
+        path.write_bytes(lines)
         sums[split] = {"conversations": len(splits[split]), "sha256": sha256_file(path)}
     write_json(folder / "manifest.json", {"splits": sums})
 
