@@ -65,8 +65,8 @@ def files_of_split(
     if not named:
         key = "validation_split" if split == validation_split else "split"
         raise SettingsError(
-            f"data.{key}: nothing under '{path}' is named '{split}' (as {split}.jsonl, or a folder "
-            f"{split})"
+            f"data.{key}: no data under '{path}' is named '{split}' (as {split}.jsonl, or in a "
+            f"folder {split})"
         )
     return named
 
@@ -88,8 +88,11 @@ def _is_saved(folder: Path) -> bool:
 def _data_of(folder: Path) -> set[Path]:
     state = folder / "state.json"
     try:
-        return {
-            folder / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]
-        }
+        entries = json.loads(state.read_bytes())["_data_files"]
+        files = {folder / entry["filename"] for entry in entries}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{state} does not list the files of a saved data set") from None
+    for file in sorted(files):
+        if not file.is_file():
+            raise DataError(f"{state} lists {file.name}, which is not there")
+    return files

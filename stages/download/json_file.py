@@ -16,6 +16,7 @@ from stages.errors import DataError
 CHUNK = 1 << 20  # bytes read at once, or as many as the record that is being read has so far
 NEAR_END = 16  # what fails so near to the end of what was read may be cut, as a string always may
 
+_CUT = ", and the file ends: is it cut off?"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 _DECODER_OF_LONG_NUMBERS = json.JSONDecoder(parse_int=str)
@@ -24,7 +25,7 @@ _DECODER_OF_LONG_NUMBERS = json.JSONDecoder(parse_int=str)
 def read_json(file: Path) -> Iterator[tuple[int, Row]]:
     """An array of objects, or an object whose only list holds them (as ``{"data": […]}``).
 
-    Raises DataError naming record and line where the file is no JSON.
+    Raises DataError naming item and line where the file is no JSON.
     """
     with open_text(file) as stream:
         text = _Text(file, stream)
@@ -68,7 +69,7 @@ class _Text:
         self._began = 0  # where in the buffer the last value begins
         self._line = 1  # of the buffer's first character
         self._sound = True  # all so far is UTF-8
-        self._record = 0
+        self._item = 0  # of the last array of the file
 
     def _more(self) -> None:
         """Drops what has been read, and reads at least as much as is left."""
@@ -100,15 +101,15 @@ class _Text:
                 value, end = decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 in_string = error.msg.startswith("Unterminated string")
-                cut = in_string or error.pos > len(self._buffer) - NEAR_END
-                if self._whole or not cut:
-                    ends = " where the file ends: is it cut off?" if cut else ""
-                    raise self._failure(error.msg + ends, error.pos) from None
+                if self._whole or not (in_string or error.pos > len(self._buffer) - NEAR_END):
+                    reason = f"a string that does not end{_CUT}" if in_string else error.msg
+                    raise self._failure(reason, error.pos) from None
             except RecursionError:
                 raise self._failure("nested too deeply", self._at) from None
             else:
-                # A number that the buffer ends with may go on.
-                if self._whole or end < len(self._buffer) or self._buffer[end - 1] in '"]}':
+                # A number near the end of the buffer may go on: of 1e+ it is the 1.
+                sure = self._buffer[end - 1] in '"]}' or end < len(self._buffer) - NEAR_END
+                if sure or self._whole:
                     self._at = end
                     return value
             self._more()
@@ -119,7 +120,6 @@ class _Text:
 
     def record(self) -> Row:
         """The next value as a row."""
-        self._record += 1
         try:
             value = self.value()
         except ValueError:
@@ -132,10 +132,13 @@ class _Text:
     def items(self) -> Iterator[None]:
         """Halts before each value of an array, which has to be read then."""
         self._take("[")
+        self._item = 0
         if self.peek() != "]":
+            self._item += 1
             yield
             while self.peek() == ",":
                 self._take(",")
+                self._item += 1
                 yield
         self._take("]")
 
@@ -162,14 +165,14 @@ class _Text:
 
     def _take(self, mark: str) -> None:
         if self.peek() != mark:
-            ends = "" if self.peek() else " where the file ends: is it cut off?"
-            raise self._failure(f"Expecting '{mark}'{ends}", self._at)
+            raise self._failure(f"Expecting '{mark}'", self._at)
         self._at += 1
 
     def _failure(self, reason: str, at: int) -> DataError:
         line = self._line + self._buffer.count("\n", 0, at)
-        where = f"record {self._record}, " if self._record else ""
-        return DataError(f"{self._file} is not JSON: {where}line {line}: {reason}")
+        where = f"item {self._item}, " if self._item else ""
+        cut = _CUT if self._whole and at >= len(self._buffer) else ""
+        return DataError(f"{self._file} is not JSON: {where}line {line}: {reason}{cut}")
 
 
 def _is_unicode(text: str) -> bool:

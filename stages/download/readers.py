@@ -37,9 +37,10 @@ def read_path(
     files = [path]
     if path.is_dir():
         known, others = files_below(path)
-        _say_unread(others, f"none of {', '.join(KINDS)}")
+        _say_unread(path, others, f"none of {', '.join(KINDS)}")
         files = files_of_split(known, path, split, validation_split)
-        _say_unread([file for file in known if file not in set(files)], f"not of split '{split}'")
+        read = set(files)
+        _say_unread(path, [file for file in known if file not in read], f"not of split '{split}'")
     for file in files:
         # Named relative to data.path: an absolute path would differ between machines.
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
@@ -47,9 +48,9 @@ def read_path(
             yield f"{name}:{position}", row
 
 
-def _say_unread(files: list[Path], what: str) -> None:
+def _say_unread(path: Path, files: list[Path], what: str) -> None:
     if files:
-        names = ", ".join(file.name for file in files[:3])
+        names = ", ".join(file.relative_to(path).as_posix() for file in files[:3])
         say(
             f"download: {len(files):,} files of data.path are {what} and are not read: "
             f"{names}{' …' if len(files) > 3 else ''}"
@@ -93,7 +94,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_jsonl(file: Path) -> Iterator[tuple[int, Row]]:
-    """One JSON object a line; blank lines are passed over."""
+    """One JSON object a line; blank lines are passed over. Of a key given twice the last counts."""
     for number, line in _lines(file):
         try:
             value = orjson.loads(line)

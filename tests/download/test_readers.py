@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.download import readers
+from stages.download import readers, tables
 from stages.download.collect import collect
 from stages.download.formats import adapt
 from stages.download.readers import DOCUMENT_CHARS, READERS, read_path
@@ -332,6 +332,74 @@ def test_a_parquet_value_in_a_column_that_nobody_reads_costs_nothing(tmp_path: P
     assert [row for _, row in open_source(params)][1] == BadRow("unreadable_value")
 
 
+_nested = st.recursive(
+    st.sampled_from([pa.int32(), pa.string(), pa.bool_(), pa.large_string()]),
+    lambda inner: st.one_of(
+        inner.map(pa.list_),
+        inner.map(pa.large_list),
+        st.lists(inner, max_size=3).map(
+            lambda kinds: pa.struct([(f"f{i}", kind) for i, kind in enumerate(kinds)])
+        ),
+    ),
+    max_leaves=4,
+)
+
+
+def _of(kind: pa.DataType) -> st.SearchStrategy[Any]:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        value: st.SearchStrategy[Any] = st.lists(_of(kind.value_type), max_size=3)
+    elif pa.types.is_struct(kind):
+        value = st.fixed_dictionaries({field.name: _of(field.type) for field in kind})
+    elif pa.types.is_integer(kind):
+        value = st.integers(-9, 9)
+    else:
+        value = st.booleans() if pa.types.is_boolean(kind) else st.text(max_size=3)
+    return st.none() | value
+
+
+@PROPERTY
+@given(st.data())
+def test_a_table_has_the_values_that_arrow_gives(tmp_path: Path, data: st.DataObject) -> None:
+    kind = data.draw(_nested)
+    values = data.draw(st.lists(_of(kind), max_size=8))
+    table = pa.table({"a": pa.array(values, kind), "b": pa.array(range(len(values)), pa.int8())})
+    file = tmp_path / "a.arrow"
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    assert [row for _, row in read_path(file)] == table.to_pylist()
+    cut = table.slice(1).to_batches()
+    assert [row for batch in cut for row in tables._rows(batch)] == table.to_pylist()[1:]
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_a_column_that_a_table_has_twice_is_named(tmp_path: Path, suffix: str) -> None:
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "arrow":
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pyarrow.parquet.write_table(table, file)
+    with pytest.raises(DataError, match=rf"a\.{suffix} has column 'text' twice"):
+        list(read_path(file))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-8],
+        lambda content: content[:600] + bytes(b ^ 255 for b in content[600:700]) + content[700:],
+        lambda content: b"ARROW1" + content[6:],
+    ],
+)
+def test_a_damaged_arrow_file_is_named(rows_of: RowsOf, damage: Callable[[bytes], bytes]) -> None:
+    content = arrow_bytes([{"text": "some words " * 20}] * 20)
+    with pytest.raises(DataError, match=r"a\.arrow is a damaged Arrow file"):
+        rows_of("a.arrow", damage(content))
+
+
 def test_a_parquet_file_without_a_column_to_read_has_its_rows_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(parquet_bytes([{"words": "a"}, {"words": "b"}]))
     params = data_params(path=str(tmp_path / "a.parquet"))
@@ -396,7 +464,7 @@ def test_text_is_cut_at_a_blank_line_once_a_document_is_long_enough(rows_of: Row
 
 @pytest.mark.parametrize("word", ["word ", "x"])
 def test_text_in_one_long_line_is_cut_too(rows_of: RowsOf, word: str) -> None:
-    whole = (word * 50_000).strip()
+    whole = (word * 5_000_000)[:5_000_000].strip()
     texts = [row["text"] for _, row in rows_of("a.txt", whole.encode())]
     assert len(texts) > 10
     assert max(map(len, texts)) <= 2 * readers.DOCUMENT_CHARS
@@ -411,6 +479,54 @@ def test_a_line_of_text_that_is_not_utf8_costs_that_line(rows_of: RowsOf) -> Non
 
 
 # --- files and folders ---
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("packing", ["", "gz"])
+def test_a_file_of_utf_16_is_named(rows_of: RowsOf, kind: str, coding: str, packing: str) -> None:
+    content = WRITERS[kind]([{"text": "Hello"}]).decode().encode(coding)
+    name = f"a.{kind}.{packing}".rstrip(".")
+    with pytest.raises(DataError, match=rf"{name} is UTF-16: save it as UTF-8"):
+        rows_of(name, PACKERS[packing](content) if packing else content)
+
+
+def test_zero_bytes_are_no_json_and_are_text_where_they_are_written_as_text(
+    rows_of: RowsOf,
+) -> None:
+    lines = b'{"text": "a"}\n\0\0\0\n{"text": "\0"}\n{"text": "\\u0000"}\n'
+    assert [row for _, row in rows_of("a.jsonl", lines)] == [
+        {"text": "a"},
+        BadRow("not_json"),
+        BadRow("not_json"),
+        {"text": "\0"},
+    ]
+
+
+def test_a_line_may_be_json_for_python_alone(rows_of: RowsOf) -> None:
+    lines = b'{"text": "a", "n": NaN, "m": -Infinity}\n{"text": "b", "text": "c"}\n'
+    rows = [row for _, row in rows_of("a.jsonl", lines)]
+    assert [row["text"] for row in rows if not isinstance(row, BadRow)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow"])
+def test_a_row_may_be_millions_of_characters(rows_of: RowsOf, kind: str) -> None:
+    text = ('"quoted" \\ Grüße\n' * 300_000)[:5_000_000]
+    rows = [{"text": "a"}, {"text": text}, {"text": "b"}]
+    assert [row for _, row in rows_of(f"a.{kind}", WRITERS[kind](rows))] == rows
+
+
+def test_columns_may_be_of_other_types_in_other_files(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    folder.mkdir()
+    (source / "1.parquet").write_bytes(parquet_bytes([{"text": "a", "n": 1}]))
+    (source / "2.parquet").write_bytes(parquet_bytes([{"n": "x", "text": 3}]))
+    (source / "3.jsonl").write_bytes(jsonl([{"text": {"a": 1}}, {"text": "b"}, {"text": ["c"]}]))
+    (source / "4.csv").write_bytes(b"text\n5\n")
+    report = collect(read_path(source), data_params(max_bad_fraction=1.0), folder)
+    assert report["rows"]["kept"] == 3
+    assert report["rows"]["dropped"] == {"wrong_type": 3}
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -513,22 +629,39 @@ CORPUS: list[dict[str, Any]] = [
 
 def test_the_same_corpus_in_any_kind_of_file_gives_the_same_bytes(tmp_path: Path) -> None:
     outputs = {}
-    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "folder"):
+    kinds = ("jsonl", "json", "csv", "parquet", "arrow")
+    sources: dict[str, dict[str, bytes]] = {
+        **{f"a.{kind}": {"": WRITERS[kind](CORPUS)} for kind in kinds},
+        **{
+            f"a.{kind}.{packing}": {"": pack(WRITERS[kind](CORPUS))}
+            for kind in kinds
+            for packing, pack in PACKERS.items()
+        },
+        "7-rows-a-group.parquet": {"": parquet_bytes(CORPUS, row_group_size=7)},
+        "folder": {
+            "1.csv": csv_bytes(CORPUS[:20]),
+            "2.json": WRITERS["json"](CORPUS[20:40]),
+            "3/a.parquet": parquet_bytes(CORPUS[40:50]),
+            "3/b.jsonl.zst": zstd(jsonl(CORPUS[50:])),
+        },
+    }
+    for name, contents in sources.items():
         source = tmp_path / name
-        if name == "folder":
-            source.mkdir()
-            (source / "1.csv").write_bytes(csv_bytes(CORPUS[:20]))
-            (source / "2.json").write_bytes(WRITERS["json"](CORPUS[20:40]))
-            (source / "3.parquet").write_bytes(parquet_bytes(CORPUS[40:]))
-        else:
-            content = WRITERS[name.split(".")[1]](CORPUS)
-            source.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        for part, content in contents.items():
+            (source / part).parent.mkdir(parents=True, exist_ok=True)
+            (source / part).write_bytes(content)
         folder = tmp_path / f"{name}.out"
         folder.mkdir()
         report = collect(read_path(source), data_params(), folder)
         written = {file.name: file.read_bytes() for file in folder.iterdir()}
         outputs[name] = (report, written)
     first = outputs["a.jsonl"]
+    assert sorted(first[1]) == [
+        "manifest.json",
+        "rejected.jsonl",
+        "train.jsonl",
+        "validation.jsonl",
+    ]
     assert first[0]["rows"]["kept"] == 61
     assert first[0]["validation"]["conversations"] > 0
     assert all(output == first for output in outputs.values())
