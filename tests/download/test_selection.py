@@ -94,7 +94,7 @@ def test_a_column_that_no_row_has_is_named(
         ({"columns": {"prompt": "a", "response": "a"}}, "one column of the data is given for two"),
         ({"columns": {"redacted": "a"}}, "no format reads 'redacted'"),
         ({"columns": {"text": ""}}, "columns"),
-        ({"format": "pair"}, "format: no format 'pair': did you mean 'pairs'"),
+        ({"format": "pair"}, "no format 'pair': did you mean 'pairs'"),
         ({"min_turns": 3, "max_turns": 2}, "min_turns: 3 is above max_turns 2"),
         ({"min_chars": 9, "max_chars": 8}, "min_chars: 9 is above max_chars 8"),
         ({"validation_split": "train"}, "validation_split: 'train' is data.split too"),
