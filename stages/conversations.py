@@ -5,10 +5,9 @@
 Plain text is a single message of role ``text``.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, TypedDict, get_args
+from typing import BinaryIO, Literal, TypedDict, get_args
 
 import orjson
 
@@ -32,14 +31,26 @@ def to_line(messages: list[Message]) -> bytes:
     return orjson.dumps({"messages": messages}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def read_split(split: Split, folder: Path = CONVERSATIONS) -> Iterator[list[Message]]:
-    """The conversations of a split, one at a time. Raises DataError naming file and line."""
+def read_split(
+    split: Split,
+    folder: Path = CONVERSATIONS,
+    chosen: Callable[[bytes], bool] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[list[Message]]:
+    """The conversations of a split, one at a time; those of ``chosen`` lines, if it is given.
+
+    Of lines that begin at the bytes from ``start`` to ``stop`` of the file alone. Raises DataError
+    naming file and line (from ``start`` on).
+    """
     path = folder / f"{split}.jsonl"
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
+        with path.open("rb") as file:
+            for number, line in enumerate(_lines(file, start, stop), 1):
+                if chosen is not None and not chosen(line):
+                    continue
                 try:
-                    messages: list[Message] = json.loads(line)["messages"]
+                    messages: list[Message] = orjson.loads(line)["messages"]
                     sound = bool(messages) and all(
                         message["role"] in ROLES and isinstance(message["content"], str)
                         for message in messages
@@ -47,9 +58,24 @@ def read_split(split: Split, folder: Path = CONVERSATIONS) -> Iterator[list[Mess
                 except (ValueError, KeyError, TypeError):
                     sound = False
                 if not sound:
+                    after = f" after byte {start}" if start else ""
                     raise DataError(
-                        f"{path}:{number} is not a conversation: run the download stage again"
+                        f"{path}:{number}{after} is not a conversation: run the download stage "
+                        "again"
                     ) from None
                 yield messages
     except FileNotFoundError:
         raise DataError(f"{path} not found: run the download stage first") from None
+
+
+def _lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[bytes]:
+    if start:  # that line begins before which the end of another stands
+        file.seek(start - 1)
+        file.readline()
+    if stop is None:
+        yield from file
+        return
+    place = file.tell()
+    while place < stop and (line := file.readline()):
+        place += len(line)
+        yield line

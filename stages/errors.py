@@ -47,6 +47,12 @@ class BusyError(StageError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
+# The failures that a process can tell another by their exit codes.
+EXIT_CODES: dict[int, type[StageError]] = {
+    kind.exit_code: kind for kind in (SettingsError, DataError, AccessError, DivergedError)
+}
+
+
 class Stopped(StageError):
     """A signal ended the stage at a point from which the next run continues."""
 

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 
 TINY: dict[str, dict[str, Any]] = {
-    "tokenizer": {"vocab_size": 300},
+    "tokenizer": {"path": "stages/tokenizer/learn.py", "vocab_size": 300, "max_chars": 10**8},
     "shards": {"tokens_per_shard": 700},
     "model": {
         "d_model": 16,
@@ -99,6 +99,7 @@ TINY: dict[str, dict[str, Any]] = {
         "processes": 1,
         "parallel": "ddp",
         "threads": 1,
+        "num_workers": None,
         "checkpoint_dir": ".checkpoints",
         "checkpoint_minutes": 120.0,
         "checkpoint_steps": None,
@@ -173,7 +174,11 @@ def write_conversations(root: Path, splits: Mapping[Split, Sequence[list[Message
         path = folder / f"{split}.jsonl"
         lines = b"".join(to_line(messages) for messages in splits[split])
         path.write_bytes(lines)
-        sums[split] = {"conversations": len(splits[split]), "sha256": sha256_file(path)}
+        sums[split] = {
+            "conversations": len(splits[split]),
+            "characters": sum(len(m["content"]) for chat in splits[split] for m in chat),
+            "sha256": sha256_file(path),
+        }
     write_json(folder / "manifest.json", {"splits": sums})
 
 

@@ -6,8 +6,8 @@ from typing import Any, TextIO
 
 from stages.conversations import SPLITS, Split
 from stages.download.digests import Digests
-from stages.download.formats import Malformed, Unusable
-from stages.download.normalise import content_digest, held_out
+from stages.download.normalise import held_out
+from stages.download.outcomes import Bad, Dropped, Outcomes, outcomes
 from stages.download.params import DataParams
 from stages.download.report import Tally
 from stages.download.rows import Rows
@@ -30,16 +30,29 @@ def collect(
     held out. Raises DataError when nothing survives or more than ``max_bad_fraction`` is malformed,
     SettingsError when the settings name a column that no row has.
     """
+    selection = Selection(params)
+    own = None if validation is None else outcomes(validation, selection)
+    return collect_outcomes(outcomes(rows, selection), params, folder, own, selection)
+
+
+def collect_outcomes(
+    found: Outcomes,
+    params: DataParams,
+    folder: Path,
+    validation: Outcomes | None,
+    selection: Selection,
+) -> dict[str, Any]:
+    """As ``collect``, for what has become of the rows in ``selection``."""
     with (
         Progress("download", "row") as progress,
         (folder / "rejected.jsonl").open("w", encoding="utf-8", newline="\n") as rejected,
     ):
-        collector = _Collector(params, folder, progress, rejected)
+        collector = _Collector(params, folder, selection, progress, rejected)
         if validation is None:
-            collector.take(rows)
+            collector.take(found)
         else:
             collector.take(validation, "validation")
-            collector.take(rows, "train")
+            collector.take(found, "train")
     return collector.close()
 
 
@@ -47,11 +60,15 @@ class _Collector:
     """What has become of the rows so far."""
 
     def __init__(
-        self, params: DataParams, folder: Path, progress: Progress, rejected: TextIO
+        self,
+        params: DataParams,
+        folder: Path,
+        selection: Selection,
+        progress: Progress,
+        rejected: TextIO,
     ) -> None:
-        self._params, self._folder = params, folder
+        self._params, self._folder, self._selection = params, folder, selection
         self._progress, self._rejected = progress, rejected
-        self._selection = Selection(params)
         self._tally = Tally()
         self._files: dict[Split, SplitFile] = {
             "train": SplitFile(folder / "train.jsonl"),
@@ -60,7 +77,7 @@ class _Collector:
         self._seen, self._seen_in_validation = Digests(), Digests()
         self._first_bad = ""
 
-    def take(self, rows: Rows, own: Split | None = None) -> None:
+    def take(self, found: Outcomes, own: Split | None = None) -> None:
         """Takes rows for the split ``own``, or for that which a conversation's digest decides.
 
         ``subset`` ends them, but for a validation split of their own: that is always the same.
@@ -68,42 +85,42 @@ class _Collector:
         tally, params = self._tally, self._params
         kept = 0
         seen = self._seen_in_validation if own == "validation" else self._seen
-        for where, row in rows:
+        for outcome in found:
             tally.read += 1
             self._progress.update()
-            try:
-                chosen = self._selection.conversation(row)
-                digest = content_digest(chosen.messages)
-                if own == "train" and digest in self._seen_in_validation:
-                    raise Unusable("in_validation")
-                if digest in seen:
-                    raise Unusable("duplicate")
-            except Malformed as error:
-                self._reject(where, str(error))
+            if isinstance(outcome, Bad):
+                self._reject(outcome)
                 hopeless = max(0.5, params.max_bad_fraction)
                 if tally.read >= HOPELESS_ROWS and tally.malformed / tally.read > hopeless:
                     break
                 continue
-            except Unusable as error:
-                tally.dropped[str(error)] += 1
+            if isinstance(outcome, Dropped):
+                tally.dropped[outcome.reason] += 1
+                continue
+            digest = outcome.digest
+            if own == "train" and digest in self._seen_in_validation:
+                tally.dropped["in_validation"] += 1
+                continue
+            if digest in seen:
+                tally.dropped["duplicate"] += 1
                 continue
             seen.add(digest)
-            tally.keep(chosen)
+            tally.keep(outcome)
             if own is not None:
                 split = own
             else:
                 split = "validation" if held_out(digest, params.val_fraction) else "train"
-            self._files[split].write(digest, chosen.messages)
+            self._files[split].write(outcome)
             kept += 1
             if kept == params.subset and own != "validation":
                 break
         self._check(kept, own)
 
-    def _reject(self, where: str, reason: str) -> None:
+    def _reject(self, bad: Bad) -> None:
         self._tally.malformed += 1
-        self._tally.dropped[reason] += 1
-        self._first_bad = self._first_bad or f"{where}: {reason}"
-        self._rejected.write(json.dumps({"where": where, "reason": reason}) + "\n")
+        self._tally.dropped[bad.reason] += 1
+        self._first_bad = self._first_bad or f"{bad.where}: {bad.reason}"
+        self._rejected.write(json.dumps({"where": bad.where, "reason": bad.reason}) + "\n")
 
     def _check(self, kept: int, own: Split | None) -> None:
         tally, params = self._tally, self._params

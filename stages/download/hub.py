@@ -23,7 +23,7 @@ from urllib.parse import quote
 from stages.download.folders import COMPRESSIONS, KINDS
 from stages.download.params import EMBEDDED, LOCAL, DataParams
 from stages.download.readers import rows_of
-from stages.download.rows import Rows
+from stages.download.rows import Part, Rows
 from stages.download.streams import DAMAGED_GZIP, open_bytes
 from stages.download.tables import batch_rows
 from stages.errors import DISK_ERRNOS, AccessError, DataError, SettingsError, StageError
@@ -84,14 +84,42 @@ def hub_rows(params: DataParams) -> Rows:
     ``HF_TOKEN``, ``HF_ENDPOINT``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` come from the environment.
     Raises SettingsError, DataError, AccessError.
     """
+    with _failures_named(params):
+        yield from _split_rows(_listing(params), params)
+
+
+def hub_parts(params: DataParams) -> list[Part]:
+    """The rows of ``hub_rows`` file by file, or in one part where files can't be told apart."""
+    with _failures_named(params):
+        listing = _listing(params)
+        if params.split not in listing.splits or not listing.is_read_here(params.split):
+            return [functools.partial(hub_rows, params)]
+    return [
+        functools.partial(_part_rows, params, dataclasses.replace(listing, splits={split: [file]}))
+        for split, files in listing.splits.items()
+        if split == params.split
+        for file in files
+    ]
+
+
+def _part_rows(params: DataParams, listing: _Listing) -> Rows:
+    with _failures_named(params):
+        yield from _rows(listing, params.split, params.reads)
+
+
+@contextlib.contextmanager
+def _failures_named(params: DataParams) -> Iterator[None]:
     try:
-        commit = hub_commit(params.name, params.revision)
-        listing = _kept_listing(params, commit) or _asked_listing(params, commit)
-        yield from _split_rows(listing, params)
+        yield
     except StageError:
         raise
     except Exception as error:
         raise _failure(params, error) from error
+
+
+def _listing(params: DataParams) -> _Listing:
+    commit = hub_commit(params.name, params.revision)
+    return _kept_listing(params, commit) or _asked_listing(params, commit)
 
 
 def hub_commit(name: str, revision: str | None) -> str:

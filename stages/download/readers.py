@@ -1,6 +1,7 @@
 """Readers of local files: one row at a time, so that a broken line costs that line alone."""
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -13,7 +14,7 @@ import orjson
 
 from stages.download.folders import COMPRESSIONS, KINDS, TRAIN, files_below, files_of_split, kind_of
 from stages.download.json_file import read_json
-from stages.download.rows import BadRow, Row, Rows
+from stages.download.rows import BadRow, Part, Row, Rows
 from stages.download.streams import DAMAGED_GZIP, open_text
 from stages.download.tables import read_arrow, read_parquet
 from stages.errors import AccessError, DataError
@@ -34,6 +35,17 @@ def read_path(
 
     Of a table ``columns`` alone are read (None: all).
     """
+    for part in parts_of_path(path, columns, split, validation_split):
+        yield from part()
+
+
+def parts_of_path(
+    path: Path,
+    columns: Collection[str] | None = None,
+    split: str = TRAIN,
+    validation_split: str | None = None,
+) -> list[Part]:
+    """The rows of ``read_path``, file by file."""
     files = [path]
     if path.is_dir():
         known, others = files_below(path)
@@ -41,11 +53,14 @@ def read_path(
         files = files_of_split(known, path, split, validation_split)
         read = set(files)
         _say_unread(path, [file for file in known if file not in read], f"not of split '{split}'")
-    for file in files:
-        # Named relative to data.path: an absolute path would differ between machines.
-        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        for position, row in rows_of(file, columns):
-            yield f"{name}:{position}", row
+    return [functools.partial(_named_rows, path, file, columns) for file in files]
+
+
+def _named_rows(path: Path, file: Path, columns: Collection[str] | None) -> Rows:
+    # Named relative to data.path: an absolute path would differ between machines.
+    name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+    for position, row in rows_of(file, columns):
+        yield f"{name}:{position}", row
 
 
 def _say_unread(path: Path, files: list[Path], what: str) -> None:

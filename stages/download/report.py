@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from stages.download.selection import Selected
+from stages.download.outcomes import Kept
 from stages.files import rounded
 
 NAMED_LANGUAGES = 10
@@ -73,11 +73,11 @@ class Tally:
         self._turns, self._characters = Spread(), Spread()
         self._languages = Languages()
 
-    def keep(self, chosen: Selected) -> None:
+    def keep(self, chosen: Kept) -> None:
         self.kept += 1
         if chosen.mended:
             self._mended.update(chosen.mended)
-        self._turns.add(len(chosen.messages))
+        self._turns.add(chosen.messages)
         self._characters.add(chosen.characters)
         self._languages.add(chosen.language)
 

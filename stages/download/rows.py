@@ -1,6 +1,6 @@
 """What a source yields: ``(where, row)``, where naming file and line for messages to the user."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,3 +14,5 @@ class BadRow:
 
 Row = Mapping[str, Any] | BadRow
 Rows = Iterator[tuple[str, Row]]
+# Rows of a part of a source, read when it is called; parts can be read apart from one another.
+Part = Callable[[], Rows]

@@ -1,6 +1,6 @@
 """Which rows become conversations: the filter, what is known of a row, and the bounds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from stages.conversations import Message
@@ -46,8 +46,8 @@ class Selection:
         params = self._params
         if isinstance(row, BadRow):
             raise Malformed(row.reason)
-        for column in self._unseen.keys() & row.keys() if self._unseen else ():
-            del self._unseen[column]
+        if self._unseen:
+            self.saw(self._unseen.keys() & row.keys())
         for column, wanted in params.filter.items():
             if not _matches(row, column, wanted):
                 raise Unusable("filter")
@@ -75,6 +75,16 @@ class Selection:
             raise Unusable("min_chars")
         if params.max_chars is not None and characters > params.max_chars:
             raise Unusable("max_chars")
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """The columns that the settings name and no row had so far."""
+        return frozenset(self._unseen)
+
+    def saw(self, columns: Iterable[str]) -> None:
+        """Takes note that rows have these columns."""
+        for column in columns:
+            self._unseen.pop(column, None)
 
     def check_columns(self) -> None:
         """Raises SettingsError when a column that the settings name was in no row."""

@@ -4,10 +4,10 @@ import importlib.resources
 import json
 from pathlib import Path
 
-from stages.download.hub import hub_commit, hub_rows
+from stages.download.hub import hub_commit, hub_parts, hub_rows
 from stages.download.params import EMBEDDED, EMBEDDED_MARKER, LOCAL, DataParams
-from stages.download.readers import read_path
-from stages.download.rows import Rows
+from stages.download.readers import parts_of_path, read_path
+from stages.download.rows import Part, Rows
 from stages.errors import AccessError, DataError
 from stages.files import sha256_file
 
@@ -19,6 +19,15 @@ def open_source(params: DataParams) -> Rows:
     if params.name == LOCAL:
         return read_path(Path(params.path), params.reads, params.split, params.validation_split)
     return hub_rows(params)
+
+
+def open_parts(params: DataParams) -> list[Part]:
+    """The rows of ``open_source`` in parts that can be read apart, as files are."""
+    if params.name == EMBEDDED:
+        return [embedded_rows]
+    if params.name == LOCAL:
+        return parts_of_path(Path(params.path), params.reads, params.split, params.validation_split)
+    return hub_parts(params)
 
 
 def describe_source(params: DataParams) -> dict[str, str]:
@@ -35,9 +44,15 @@ def describe_source(params: DataParams) -> dict[str, str]:
 
 def open_validation(params: DataParams) -> Rows | None:
     """The rows of the source's own validation split, if ``params`` names one."""
+    of_validation = for_validation(params)
+    return None if of_validation is None else open_source(of_validation)
+
+
+def for_validation(params: DataParams) -> DataParams | None:
+    """``params`` for the source's own validation split, if they name one."""
     if params.validation_split is None:
         return None
-    return open_source(params.model_copy(update={"split": params.validation_split}))
+    return params.model_copy(update={"split": params.validation_split})
 
 
 def embedded_rows() -> Rows:

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stages.conversations import Message, to_line
 from stages.download.digests import KEPT
+from stages.download.outcomes import Kept
 
 _PLACE = 8  # bytes of a place in a file
 _ORDERED = 65_536  # lines that are put in order at a time
@@ -18,13 +18,14 @@ class SplitFile:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._sum = hashlib.sha256()
-        self.conversations = self.messages = self.bytes = 0
+        self.conversations = self.messages = self.characters = self.bytes = 0
 
-    def write(self, digest: bytes, messages: list[Message]) -> None:
+    def write(self, kept: Kept) -> None:
         self.conversations += 1
-        self.messages += len(messages)
-        self.bytes += sum([_length(message["content"]) for message in messages])
-        self._put(digest, to_line(messages))
+        self.messages += kept.messages
+        self.characters += kept.characters
+        self.bytes += kept.bytes
+        self._put(kept.digest, kept.line)
 
     def _put(self, digest: bytes, line: bytes) -> None:
         self._sum.update(line)
@@ -36,10 +37,11 @@ class SplitFile:
         return {**self.counts(), "sha256": self._sum.hexdigest()}
 
     def counts(self) -> dict[str, int]:
-        """Of conversations, messages and the bytes of their contents."""
+        """Of conversations, messages, and the characters and bytes of their contents."""
         return {
             "conversations": self.conversations,
             "messages": self.messages,
+            "characters": self.characters,
             "bytes": self.bytes,
         }
 
@@ -77,7 +79,3 @@ class OrderedSplitFile(SplitFile):
                     super()._put(b"", os.pread(self._lines.fileno(), end - start, start))
         self._waiting.unlink()
         return super().close()
-
-
-def _length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())

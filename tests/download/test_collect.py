@@ -411,6 +411,7 @@ def test_the_report_accounts_for_every_row(
         totals = {
             "conversations": len(conversations),
             "messages": len(said),
+            "characters": sum(map(len, said)),
             "bytes": sum(len(content.encode()) for content in said),
         }
         assert report[split] == totals
