@@ -141,9 +141,7 @@ class ChatTokenizer:
         if vocab_size < SMALLEST_VOCAB:
             raise ValueError(f"vocab_size {vocab_size} is below {SMALLEST_VOCAB}")
         backend = Tokenizer(models.BPE())
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.Replace(escaped, plain) for escaped, plain in UNESCAPES]
-        )
+        backend.normalizer = unescaping()
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         control = [AddedToken(t, special=True, normalized=False) for t in CONTROL_TOKENS]
@@ -191,6 +189,13 @@ class ChatTokenizer:
         except Exception as error:  # `tokenizers` raises bare Exception
             raise ValueError(f"{path} is not a tokenizer: {error}") from None
         return cls(backend, hashlib.sha256(content).hexdigest())
+
+
+def unescaping() -> normalizers.Normalizer:
+    """The normaliser that takes the template's escapes out again."""
+    return normalizers.Sequence(
+        [normalizers.Replace(escaped, plain) for escaped, plain in UNESCAPES]
+    )
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -25,6 +25,7 @@ class RuntimeParams(Section):
     processes: Annotated[int, Field(ge=1)]
     parallel: Literal["ddp", "fsdp"]
     threads: Annotated[int, Field(ge=1, le=1024)] | None
+    num_workers: Annotated[int, Field(ge=1, le=1024)] | None
     checkpoint_dir: Annotated[str, Field(min_length=1)]
     checkpoint_minutes: Annotated[float, Field(gt=0)]
     checkpoint_steps: Annotated[int, Field(ge=1)] | None

@@ -29,6 +29,7 @@ LEFT_OUT = {
     "stages/train/saves.py": "as checkpoints",
     "stages/train/stopping.py": "when to save and stop",
     "stages/train/trackers.py": "hears of training, changes nothing",
+    "stages/workers.py": "how many threads: tests of the rooms find the same bytes",
 }
 # Never part of a stage's hash: this machine, and where a run is followed.
 NOT_HASHED = {"runtime", "wandb"}
@@ -36,12 +37,16 @@ NOT_HASHED = {"runtime", "wandb"}
 READS_ALL = "check"
 
 
-# What `train.init_from` names by default: the module that draws the weights, or a folder instead.
-INIT_FROM = "${train.init_from}"
+# Modules that keys name by default: they draw weights or learn a tokenizer, unless a folder of
+# somebody's own is named instead.
+BY_DEFAULT = {
+    "${train.init_from}": "model/init.py",
+    "${tokenizer.path}": "stages/tokenizer/learn.py",
+}
 
 
 def code_dependencies(stage: str) -> set[str]:
-    deps = {"model/init.py" if dep == INIT_FROM else dep for dep in STAGES[stage]["deps"]}
+    deps = {BY_DEFAULT.get(dep, dep) for dep in STAGES[stage]["deps"]}
     return {dep for dep in deps if dep.endswith(".py")}
 
 

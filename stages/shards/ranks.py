@@ -107,8 +107,14 @@ def encoder_of(tokenizer: ChatTokenizer) -> RankEncoder:
 def ranks_of(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[bytes, int]:
     """The ids of a byte-level vocabulary by bytes. Raises NotTheSame unless merges follow ids."""
     byte_of = {character: byte for byte, character in byte_characters().items()}
+    # No text is encoded as any other token of a vocabulary that was learnt elsewhere.
+    reached = {*byte_of, *(left + right for left, right in merges)}
     try:
-        ranks = {bytes(byte_of[c] for c in token): number for token, number in vocabulary.items()}
+        ranks = {
+            bytes(byte_of[c] for c in token): number
+            for token, number in vocabulary.items()
+            if token in reached
+        }
         rules = [
             (bytes(byte_of[c] for c in left), bytes(byte_of[c] for c in right))
             for left, right in merges

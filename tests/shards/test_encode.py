@@ -163,7 +163,7 @@ def test_a_failure_in_a_thread_is_raised(tokenizer: ChatTokenizer, tmp_path: Pat
 
 def test_no_conversations_make_no_files(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "validation", UINT16, 10)
-    counts = encode_split([], tokenizer, make_encode(tokenizer), writer)
+    counts = encode_split([], tokenizer, make_encode(tokenizer), writer, threads=2)
     assert (counts["files"], counts["tokens"], counts["documents"]) == ([], 0, 0)
     assert list(tmp_path.iterdir()) == []
 

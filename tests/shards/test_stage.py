@@ -146,16 +146,17 @@ def test_the_stream_is_the_same_whatever_tokens_per_shard(
 
 
 @pytest.mark.parametrize(
-    "environment",
+    ("num_workers", "environment"),
     [
-        {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true"},
-        {"RAYON_NUM_THREADS": "4", "TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": "7"},
-        {"TOKENIZERS_PARALLELISM": "false"},
+        (1, {"TOKENIZERS_PARALLELISM": "true"}),
+        (4, {"TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": "7", "LC_ALL": "C"}),
+        (None, {"TOKENIZERS_PARALLELISM": "false"}),
     ],
 )
 def test_encoding_depends_on_neither_threads_nor_process(
-    built: Path, copy: Path, environment: dict[str, str]
+    built: Path, copy: Path, num_workers: int | None, environment: dict[str, str]
 ) -> None:
+    write_params(copy, tiny_params({"runtime.num_workers": num_workers}))
     code, stderr = run_stage("shards", copy, environment=environment)
     assert code == 0, stderr
     assert contents(copy / "data") == contents(built / "data")

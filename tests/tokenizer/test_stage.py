@@ -10,8 +10,7 @@ from model.tokenizer import SMALLEST_VOCAB, ChatTokenizer
 from stages.conversations import Message, read_split
 from stages.errors import DataError
 from stages.files import rounded
-from stages.tokenizer import __main__ as stage
-from stages.tokenizer import params
+from stages.tokenizer import measures, params
 from tests.builders import (
     call_stage,
     chats,
@@ -42,7 +41,7 @@ def metrics_of(root: Path) -> dict[str, Any]:
 def test_bytes_per_token_is_that_of_the_validation_contents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "BATCH", 7)
+    monkeypatch.setattr(measures, "BATCH", 7)
     prepare(tmp_path, chats(40, 1), chats(11, 2))
     call_stage("tokenizer", tmp_path)
     tokenizer = ChatTokenizer.load(tmp_path / "data/tokenizer")
@@ -54,10 +53,17 @@ def test_bytes_per_token_is_that_of_the_validation_contents(
     assert len(texts) % 7
     size = sum(len(text.encode()) for text in texts)
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
-    assert metrics_of(tmp_path) == {
+    metrics = metrics_of(tmp_path)
+    on_samples = metrics.pop("bytes_per_token_on")
+    assert metrics == {
         "vocab_size": 300,
         "bytes_per_token": rounded(size / tokens),
+        "learnt_from_characters": sum(len(m["content"]) for chat in chats(40, 1) for m in chat),
     }
+    assert sorted(on_samples) == ["code", "digits", "languages"]
+    for name, figure in on_samples.items():
+        sample = (measures.SAMPLES / f"{name}.txt").read_text(encoding="utf-8")
+        assert figure == rounded(len(sample.encode()) / len(tokenizer.encode(sample)))
     assert tokenizer.vocab_size == 300
 
 
@@ -70,18 +76,20 @@ def test_merges_come_from_the_training_split_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "environment",
+    ("num_workers", "environment"),
     [
-        {"RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "1"},
-        {"RAYON_NUM_THREADS": "5", "PYTHONHASHSEED": "2"},
-        {"TOKENIZERS_PARALLELISM": "false"},
+        (None, {"RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "1", "LC_ALL": "C"}),
+        (5, {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8"}),
+        (1, {"TOKENIZERS_PARALLELISM": "false"}),
     ],
 )
 def test_bytes_depend_on_neither_threads_nor_process(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, num_workers: int | None, environment: dict[str, str]
 ) -> None:
     for name in ("here", "there"):
         prepare(tmp_path / name, chats(60, 1), chats(5, 2), 400)
+    changes = {"tokenizer.vocab_size": 400, "runtime.num_workers": num_workers}
+    write_params(tmp_path / "there", tiny_params(changes))
     call_stage("tokenizer", tmp_path / "here")
     code, stderr = run_stage("tokenizer", tmp_path / "there", environment=environment)
     assert code == 0, stderr
