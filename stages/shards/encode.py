@@ -1,7 +1,6 @@
 """Encoding conversations into shards, a batch at a time on all cores."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -163,39 +162,43 @@ def encode_split(
     tokenizer: ChatTokenizer,
     encode: Encode,
     writer: ShardWriter,
-    threads: int | None = None,
+    threads: int,
 ) -> SplitCounts:
-    """Encodes a split's conversations into ``writer``, in order, and returns its counts.
+    """Encodes a split's conversations into ``writer``, in order, and returns its counts."""
+    for encoded in encode_all(conversations, tokenizer, encode, threads, writer.split):
+        writer.write(encoded)
+    return writer.close()
 
-    On ``threads`` threads (default: one a core); what they hold at a time is bounded.
+
+def encode_all(
+    conversations: Iterable[list[Message]],
+    tokenizer: ChatTokenizer,
+    encode: Encode,
+    threads: int,
+    name: str,
+) -> Iterator[Encoded]:
+    """Conversations encoded a batch at a time, in order.
+
+    On ``threads`` threads; what they hold at a time is bounded.
     """
-    count = threads or cores()
     waiting: deque[Future[Encoded]] = deque()
     with (
-        Progress(f"shards: {writer.split}", "conversation") as progress,
-        ThreadPoolExecutor(count, "encode") as pool,
+        Progress(f"shards: {name}", "conversation") as progress,
+        ThreadPoolExecutor(threads, "encode") as pool,
     ):
 
-        def write_next() -> None:
+        def first() -> Encoded:
             encoded = waiting.popleft().result()
-            writer.write(encoded)
             progress.update(encoded.counts["documents"])
+            return encoded
 
         try:
             for batch in batches(conversations):
                 waiting.append(pool.submit(encode_batch, batch, encode, tokenizer))
-                if len(waiting) > count:
-                    write_next()
+                if len(waiting) > threads:
+                    yield first()
             while waiting:
-                write_next()
+                yield first()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return writer.close()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
