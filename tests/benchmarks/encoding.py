@@ -19,7 +19,8 @@ from model.tokenizer import ChatTokenizer
 from stages.conversations import Message, read_split
 from stages.corpus import token_dtype
 from stages.errors import DataError
-from stages.shards.encode import ShardWriter, cores, encode_split, make_encode
+from stages.shards.encode import ShardWriter, encode_split, make_encode
+from stages.workers import cores
 
 Corpus = list[list[Message]]
 
@@ -34,7 +35,7 @@ def theirs(corpus: Corpus, tokenizer: ChatTokenizer) -> list[list[int]]:
 def ours(corpus: Corpus, tokenizer: ChatTokenizer, folder: Path) -> list[Path]:
     """Shards as the stage writes them, the proof that the fast encoder may be used included."""
     writer = ShardWriter(folder, "train", token_dtype(tokenizer.vocab_size), 2**24)
-    counts = encode_split(corpus, tokenizer, make_encode(tokenizer), writer)
+    counts = encode_split(corpus, tokenizer, make_encode(tokenizer), writer, cores())
     return [folder / entry["name"] for entry in counts["files"]]
 
 
