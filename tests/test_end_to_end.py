@@ -207,18 +207,26 @@ def test_dvc_killed_amid_training_costs_no_byte(clone: tuple[Path, Run], tmp_pat
     assert run("git", "status", "--porcelain", ".checkpoints").stdout == ""
 
 
-def test_local_files_and_a_changed_file(clone: tuple[Path, Run], tmp_path: Path) -> None:
-    _, run = clone
+def test_ones_own_files_in_a_temporary_experiment_and_changed(
+    clone: tuple[Path, Run], tmp_path: Path
+) -> None:
+    folder, run = clone
     source = tmp_path / "chats.jsonl"
     lines = [
         json.dumps({"prompt": f"What is {i} plus {i}?", "response": f"It is {2 * i}."})
         for i in range(400)
     ]
     source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tokenizer = tmp_path / "own.json"
+    shutil.copyfile(folder / "data/tokenizer/tokenizer.json", tokenizer)
     settings = ["--set-param", "data.name=local", "--set-param", f"data.path={source}"]
+    settings += ["--set-param", f"tokenizer.path={tokenizer}"]
     settings += ["--set-param", "train.loss_on=assistant", "--set-param", "model.seq_len=32"]
-    run("dvc", "exp", "run", *settings)
+    run("dvc", "exp", "run", "--temp", *settings)
+    # The workspace has all from the cache, but evaluation, whose samples live in git.
+    assert stages_run(run("dvc", "exp", "run", *settings).stdout) == ["evaluate"]
     assert stages_run(run("dvc", "repro").stdout) == []
+    assert (folder / "data/tokenizer/tokenizer.json").read_bytes() == tokenizer.read_bytes()
     with source.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"prompt": "One more?", "response": "Yes."}) + "\n")
     assert "download" in stages_run(run("dvc", "repro", "--dry").stdout)

@@ -1,13 +1,16 @@
 """The benchmarks run, and their arithmetic is right. What they measure is not judged here."""
 
+import re
+import statistics
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 
 from stages.errors import SettingsError
-from tests.benchmarks import encoding
+from tests.benchmarks import data_chain, encoding, lmsys, scale
 from tests.benchmarks.contenders import MODELS, PEERS, make_model, missing
 from tests.benchmarks.measure import measure
 from tests.benchmarks.overhead import shares
@@ -99,6 +102,44 @@ def test_encoding_compares_every_id(
         encoding.main()
     assert exit_.value.code == 0
     assert "the ids are the same." in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_chats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest conversation of the corpus in LMSYS's shape has a thousandth of its tokens."""
+    monkeypatch.setattr(lmsys, "LONGEST", 1_500)
+
+
+def test_a_corpus_has_the_columns_and_the_lengths_of_lmsys(
+    tmp_path: Path, small_chats: None
+) -> None:
+    characters = lmsys.write(tmp_path / "a", 400)
+    rows = pyarrow.parquet.read_table(tmp_path / "a").to_pylist()
+    lengths = [sum(len(m["content"]) for m in row["conversation"]) for row in rows]
+    assert (len(rows), sum(lengths)) == (400, characters)
+    assert statistics.median(lengths) / lmsys.CHARS_PER_TOKEN == pytest.approx(345, rel=0.2)
+    assert list(rows[0]) == [
+        *("conversation_id", "model", "conversation", "turn", "language", "openai_moderation"),
+        "redacted",
+    ]
+    assert all(len(row["openai_moderation"]) == len(row["conversation"]) for row in rows)
+    lmsys.write(tmp_path / "b", 400)
+    assert pyarrow.parquet.read_table(tmp_path / "b").to_pylist() == rows
+
+
+def test_data_stages_are_measured_as_the_corpus_grows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_chats: None
+) -> None:
+    options = ["--conversations", "60", "--vocab-size", "300"]
+    monkeypatch.setattr("sys.argv", ["scale", *options])
+    scale.main()
+    shown = capsys.readouterr().out
+    stages = re.findall(r"^\| 60 \| [\d,]+ \| (\w+) \| [\d.]+ \| [\d,]+ \| (\d+) \|$", shown, re.M)
+    assert [stage for stage, _ in stages] == ["download", "tokenizer", "shards"]
+    assert all(int(peak) > 10 for _, peak in stages)
+    monkeypatch.setattr("sys.argv", ["data_chain", *options, "--rounds", "1"])
+    data_chain.main()
+    assert re.search(r"the usual way [\d.]+ s: [\d.]+ times as fast", capsys.readouterr().out)
 
 
 def test_settings_stand_over_the_recipe_and_the_recipe_over_the_file() -> None:
