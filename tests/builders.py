@@ -29,7 +29,7 @@ from stages.corpus import Manifest, TokenStream
 from stages.errors import run
 from stages.files import sha256_file, write_json
 from stages.params import read_yaml
-from stages.shards.encode import ShardWriter
+from stages.shards.encode import Encoded, ShardWriter
 from stages.train.params import TrainParams
 
 # Products here are so small that threads would only wait for one another.
@@ -340,16 +340,19 @@ def make_stream(
 ) -> TokenStream:
     """A stream of these arrays of ids, written as shards."""
     writer = ShardWriter(folder, "train", np.dtype("<u2"), tokens_per_shard)
-    for ids in arrays:
-        writer.write([{"role": "user", "content": ""}], list(ids))
-    counts = writer.close()
+    lengths = [len(ids) for ids in arrays if len(ids)]
+    starts = np.cumsum([0, *lengths[:-1]]) if lengths else np.zeros(0, np.int64)
+    nothing = {"documents": 0, "bytes": 0, "assistant_bytes": 0, "text_documents": 0}
+    counts = nothing | {"documents": len(arrays)}
+    writer.write(Encoded(np.array(joined(arrays), np.uint32), starts, counts, 0))
+    split = writer.close()
     manifest: Manifest = {
         "dtype": "uint16",
         "vocab_size": STREAM_VOCAB,
         "tokenizer_sha256": "",
         "validation_sha256": "",
         "control_ids": dict(control_ids),
-        "splits": {"train": counts, "validation": counts},
+        "splits": {"train": split, "validation": split},
     }
     return TokenStream(manifest, "train", folder)
 
