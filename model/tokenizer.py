@@ -18,7 +18,7 @@ from tokenizers import (
     trainers,
 )
 
-from model.chat import (
+from model.template import (
     BOS,
     CHAT_TEMPLATE,
     CONTROL_TOKENS,

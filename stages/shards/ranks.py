@@ -20,7 +20,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-from model.chat import BOS, CONTROL_TOKENS, END, ROLE_TOKENS, UNESCAPES
+from model.template import BOS, CONTROL_TOKENS, END, ROLE_TOKENS, UNESCAPES
 from model.tokenizer import ChatTokenizer
 from stages.conversations import Message
 

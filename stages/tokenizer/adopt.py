@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 
-from model.chat import CONTROL_TOKENS
+from model.template import CONTROL_TOKENS
 from model.tokenizer import TOKENIZER_FILE, ChatTokenizer, unescaping
 from stages.errors import SettingsError
 from stages.progress import say

@@ -12,7 +12,7 @@ HEAVY = ("torch", "tokenizers", "numpy", "safetensors", "transformers", "jinja2"
     ("statement", "absent"),
     [
         ("import model", HEAVY),
-        ("import model.chat, model.config", HEAVY),
+        ("import model.template, model.config", HEAVY),
         ("from model import ModelConfig", HEAVY),
         ("from model import ChatTokenizer", ("torch", "safetensors", "transformers")),
         ("from model import Transformer", ("tokenizers", "safetensors", "transformers")),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from model import tokenizer as tokenizer_module
-from model.chat import BOS, CONTROL_TOKENS, END, MARKER, PAD, ROLE_TOKENS
+from model.template import BOS, CONTROL_TOKENS, END, MARKER, PAD, ROLE_TOKENS
 from model.tokenizer import (
     LONGEST_RUN,
     SMALLEST_VOCAB,

@@ -13,9 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
-from model.chat import CONTROL_TOKENS, MARKER, ROLE_TOKENS
 from model.config import ModelConfig
 from model.saving import save_model
+from model.template import CONTROL_TOKENS, MARKER, ROLE_TOKENS
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from model.chat import CONTROL_TOKENS
+from model.template import CONTROL_TOKENS
 from model.tokenizer import ChatTokenizer
 from stages.conversations import SPLITS, Message, read_split
 from stages.corpus import TokenStream, read_manifest

@@ -22,7 +22,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer
 
-from model.chat import CONTROL_TOKENS
+from model.template import CONTROL_TOKENS
 from model.tokenizer import ChatTokenizer
 from stages.errors import SettingsError
 from stages.shards.ranks import NotTheSame, encoder_of

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-from model.chat import CHAT_TEMPLATE, CONTROL_TOKENS, ROLE_TOKENS, UNESCAPES, escape
+from model.template import CHAT_TEMPLATE, CONTROL_TOKENS, ROLE_TOKENS, UNESCAPES, escape
 from model.tokenizer import ChatTokenizer
 from tests.model.tiny import (
     chat_config,
