@@ -186,4 +186,9 @@ def choose(logits: Tensor, sampling: Sampling, u: float, seen: Iterable[int] = (
 def check_finite(logits: Tensor) -> None:
     """Raises ValueError for infinity and NaN: no token could be chosen by them."""
     if not bool(logits.isfinite().all()):
-        raise ValueError("the model's logits are not finite numbers: its weights are damaged")
+        raise damaged()
+
+
+def damaged() -> ValueError:
+    """What to raise for logits that are not finite."""
+    return ValueError("the model's logits are not finite numbers: its weights are damaged")
