@@ -112,19 +112,21 @@ class Engine:
         slots: int = 16,
         weights: str = "auto",
         native: bool | None = None,
+        backend: Backend | None = None,
     ) -> None:
         """Room for ``slots`` replies at a time.
 
-        ``weights`` is fp32, bf16, int8 (weights alone; sums are float32) or auto. ``native`` False
-        computes by torch's operations. Raises ValueError for a setting out of range.
+        ``weights`` is fp32, bf16 or int8 (the weights alone; sums are float32), or auto: fp32 up to
+        FP32_PARAMETERS, bf16 above. ``native`` True computes by the kernel for CPUs, which a C++
+        compiler makes on first use, False by torch's operations; None by the kernel where it can.
+        ``backend`` is one that ``make_backend`` made of this model for as many slots.
+
+        Raises ValueError for a setting out of range, RuntimeError where ``native`` is True and
+        there is no compiler.
         """
-        if slots < 1:
-            raise ValueError(f"slots {slots} is below 1")
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights '{weights}' is none of {', '.join(WEIGHTS)}")
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
         self._vocabulary = Vocabulary(tokenizer)
-        self._backend = _backend(model, slots, weights, native)
+        self._backend = backend or make_backend(model, slots, weights, native)
         self._free = list(range(slots))[::-1]
         self._live: dict[int, _Live] = {}
         self._next = 0
@@ -309,7 +311,14 @@ class Engine:
         return Piece(text, (), (), "stop" if stopped else finish)
 
 
-def _backend(model: Transformer, slots: int, weights: str, native: bool | None) -> Backend:
+def make_backend(
+    model: Transformer, slots: int = 1, weights: str = "auto", native: bool | None = None
+) -> Backend:
+    """What computes for an engine; arguments and errors are the engine's."""
+    if slots < 1:
+        raise ValueError(f"slots {slots} is below 1")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights '{weights}' is none of {', '.join(WEIGHTS)}")
     config, device = model.config, model.embedding.weight.device
     if weights == "auto":
         weights = "fp32" if config.num_parameters() <= FP32_PARAMETERS else "bf16"

@@ -1,6 +1,7 @@
 """The network on slots of keys and values, by the kernel."""
 
 import ctypes
+import os
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_uint64, c_void_p
 
@@ -128,6 +129,8 @@ class NativeBackend:
             rows=self._rows,
             eps=config.norm_eps,
         )
+        self._digest = self._digest_of(model)
+        self._process = os.getpid()
         self._network = self._library.parley_new(byref(shape), byref(pointers))
         if not self._network:
             raise MemoryError(f"no memory for {slots} slots of {config.seq_len} tokens")
@@ -138,8 +141,16 @@ class NativeBackend:
 
     def __del__(self) -> None:
         network = getattr(self, "_network", None)
-        if network:
+        if network and self._process == os.getpid():
             self._library.parley_free(network)
+
+    def fits(self, model: Transformer) -> bool:
+        """Whether it was made in this process of the very weights that ``model`` has now."""
+        return self._process == os.getpid() and self._digest == self._digest_of(model)
+
+    def _digest_of(self, model: Transformer) -> list[int]:
+        weights = [weight.detach().contiguous() for weight in model.parameters()]
+        return [self._library.parley_digest(weight.data_ptr(), weight.nbytes) for weight in weights]
 
     def prefill(self, slot: int, ids: Sequence[int], past: int = 0) -> Tensor:
         """Puts ``ids`` behind a slot's first ``past`` tokens: logits (vocab_size,) of the last."""
@@ -163,17 +174,12 @@ class NativeBackend:
 
         Raises ValueError for logits that are not finite.
         """
+        if self._process != os.getpid():
+            # The kernel's threads are not there: waiting for them would never end.
+            raise RuntimeError("this engine was made before the process forked: make another")
         logits = self._logits[slot]
         self._prefill(slot, prompt, 0, logits)
-        self._replies[slot] = _Reply(
-            seed=seed % 2**64,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            top_k=min(sampling.top_k or 0, self._vocab_size),
-            length=len(prompt),
-        )
+        self._replies[slot] = _reply(sampling, seed, len(prompt))
         if sampling.repetition_penalty != 1:
             ids = (c_int32 * len(prompt))(*prompt)
             self._library.parley_see(self._network, slot, ids, len(prompt))
@@ -217,7 +223,7 @@ class NativeBackend:
             )
 
     def _vector(self, weight: Tensor) -> int:
-        return self._keep(weight.detach().float().contiguous())
+        return self._keep(weight.detach().float().contiguous().clone())
 
     def _matrix(self, weight: Tensor, rows: bool = False) -> _Matrix:
         """A matrix (outputs, inputs) in panels, or as it is with ``rows``."""
@@ -236,11 +242,24 @@ class NativeBackend:
             if padded > outputs:
                 packed[whole, :, : outputs % PANEL] = weight[whole * PANEL :].T
             weight = packed
-        return _Matrix(self._keep(weight.contiguous()), scales)
+        return _Matrix(self._keep(weight.contiguous().clone() if rows else weight), scales)
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+def _reply(sampling: Sampling, seed: int, length: int) -> _Reply:
+    """A reply that begins, behind ``length`` tokens."""
+    return _Reply(
+        seed=seed % 2**64,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        top_k=min(sampling.top_k or 0, 2**31 - 1),
+        length=length,
+    )
 
 
 def _interleaved(gate_up: Tensor) -> Tensor:
@@ -260,6 +279,8 @@ def _declare(kernel: ctypes.CDLL) -> None:
     kernel.parley_new.argtypes = [POINTER(_Shape), POINTER(_Weights)]
     kernel.parley_free.restype = None
     kernel.parley_free.argtypes = [c_void_p]
+    kernel.parley_digest.restype = c_uint64
+    kernel.parley_digest.argtypes = [c_void_p, c_uint64]
     kernel.parley_compute.restype = None
     kernel.parley_compute.argtypes = [
         *(c_void_p, c_int32, integers, integers, integers, c_int32, c_void_p),

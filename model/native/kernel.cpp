@@ -22,10 +22,16 @@
 #include <thread>
 #include <vector>
 
+#if defined(__GNUC__) && !defined(__clang__)  // of gcc's own header of vector instructions
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define LANES 16
-#define MOST_ROWS 8  // rows that share a pass over a panel: as many as sums fit in registers
+#define MOST_ROWS 6  // rows that share a pass over a panel: as many as sums fit in registers
 #elif defined(__AVX2__)
+#include <immintrin.h>
 #define LANES 8
 #define MOST_ROWS 2
 #else
@@ -56,9 +62,15 @@ inline Floats load(const uint16_t* from) {  // bfloat16: the upper half of a flo
   return (Floats)(__builtin_convertvector(x, Ints) << 16);
 }
 inline Floats load(const int8_t* from) {
+#if defined(__AVX512F__)  // gcc 12 makes much more than one instruction of the general form
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__)
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
   Bytes x;
   std::memcpy(&x, from, sizeof x);
   return __builtin_convertvector(__builtin_convertvector(x, Ints), Floats);
+#endif
 }
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 inline float value(float x) { return x; }
@@ -70,7 +82,15 @@ inline float value(uint16_t x) {
 }
 inline float value(int8_t x) { return x; }
 
-inline Floats all(float x) { return Floats{} + x; }
+inline Floats all(float x) { return x - Floats{}; }
+
+// Whether a comparison holds in any lane.
+inline bool any(Ints x) {
+  uint64_t parts[LANES / 2], together = 0;
+  std::memcpy(parts, &x, sizeof x);
+  for (const uint64_t part : parts) together |= part;
+  return together != 0;
+}
 
 inline float sum(Floats x) {
   float total = 0;
@@ -255,7 +275,7 @@ class Network {
         h_(size_t(shape.rows) * shape.d_ff),
         own_size_((size_t(shape.rows) * shape.d_model + capacity_ + 2 * wide_head_ + 64) / 16 * 16),
         own_(own_size_ * shape.threads),
-        scratch_(2 * size_t(shape.vocab_size) + LANES),
+        scratch_(2 * size_t(shape.vocab_size) + 2 * LANES),
         seen_(size_t(shape.slots) * shape.vocab_size),
         team_(shape.threads) {
     order_.reserve(shape.vocab_size);
@@ -316,12 +336,13 @@ class Network {
   const Buffer scratch_;
   std::vector<uint8_t> seen_;
   std::vector<int> order_, kept_;
+  std::vector<float> heap_;
   Team team_;
 };
 
 // `outputs` sums of R rows over N panels, into to[row][N * kPanel].
 template <int R, int N, class W>
-inline void panel_sums(const W* panel, int inputs, const float* x, size_t stride, float* to) {
+__attribute__((noinline)) void panel_sums(const W* panel, int inputs, const float* x, size_t stride, float* to) {
   Floats sums[R][N * kVectors] = {};
   const size_t next = size_t(inputs) * kPanel;
   for (int k = 0; k < inputs; k++) {
@@ -333,7 +354,7 @@ inline void panel_sums(const W* panel, int inputs, const float* x, size_t stride
         w[n * kVectors + j] = load(panel + n * next + size_t(k) * kPanel + j * LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const Floats factor = all(x[r * stride + k]);
+      const float factor = x[r * stride + k];
 #pragma GCC unroll 16
       for (int j = 0; j < N * kVectors; j++) sums[r][j] += factor * w[j];
     }
@@ -363,10 +384,10 @@ void Network::product(int thread, const ParleyMatrix& matrix, int outputs, int i
       const int left = rows - row;
       if (together == 1) {
         panel_sums<1, 1>(from, inputs, in, inputs, sums);
-#if MOST_ROWS >= 8
-      } else if (left >= 8) {
-        count = 8;
-        panel_sums<8, 2>(from, inputs, in, inputs, sums);
+#if MOST_ROWS >= 6
+      } else if (left >= 6) {
+        count = 6;
+        panel_sums<6, 2>(from, inputs, in, inputs, sums);
       } else if (left >= 4) {
         count = 4;
         panel_sums<4, 2>(from, inputs, in, inputs, sums);
@@ -432,7 +453,7 @@ void Network::attend(int layer, int slot, int head, int position, float* q, floa
     for (int i = 0; i < s_.head_dim; i++)
 #pragma GCC unroll 16
       for (int j = 0; j < kKeyVectors; j++)
-        sums[j] += all(q[i]) * load(keys + size_t(i) * kKeys + j * LANES);
+        sums[j] += q[i] * load(keys + size_t(i) * kKeys + j * LANES);
     for (int j = 0; j < kKeyVectors; j++) store(scores + start + j * LANES, sums[j]);
   }
   float largest = scores[0];
@@ -454,13 +475,13 @@ void Network::attend(int layer, int slot, int head, int position, float* q, floa
       for (int i = 0; i < count; i++)
 #pragma GCC unroll 16
         for (int j = 0; j < 4; j++)
-          sums[j] += all(scores[i]) * load(values + size_t(i) * wide_head_ + from + j * LANES);
+          sums[j] += scores[i] * load(values + size_t(i) * wide_head_ + from + j * LANES);
       for (int j = 0; j < 4; j++) store(out + j * LANES, sums[j] * factor);
     } else {
       for (int j = 0; j < vectors; j++) {
         Floats sums = {};
         for (int i = 0; i < count; i++)
-          sums += all(scores[i]) * load(values + size_t(i) * wide_head_ + from + j * LANES);
+          sums += scores[i] * load(values + size_t(i) * wide_head_ + from + j * LANES);
         store(out + j * LANES, sums * factor);
       }
     }
@@ -568,13 +589,7 @@ float kth_largest(const float* x, int count, int k, std::vector<float>& heap) {
   std::make_heap(heap.begin(), heap.end(), std::greater<float>());
   for (int i = k; i < count; i++) {
     // Most are not among the largest: passed over as many at a time as the machine compares.
-    while (i + LANES <= count) {
-      const Ints larger = load(x + i) > heap.front();
-      int any = 0;
-      for (int j = 0; j < LANES; j++) any |= larger[j];
-      if (any) break;
-      i += LANES;
-    }
+    while (i + LANES <= count && !any(load(x + i) > heap.front())) i += LANES;
     for (const int stop = std::min(i + LANES, count); i < stop; i++) {
       if (x[i] <= heap.front()) continue;
       std::pop_heap(heap.begin(), heap.end(), std::greater<float>());
@@ -589,38 +604,47 @@ float kth_largest(const float* x, int count, int k, std::vector<float>& heap) {
 // The next token by the definitions of model.sampling; -1 when logits are not finite.
 int Network::choose(int slot, const ParleyReply& reply, const float* logits) {
   const int n = s_.vocab_size;
-  float* x = scratch_.data();
-  float* p = x + n;
-  Floats zeros = {};
-  int i = 0;
-  for (; i + LANES <= n; i += LANES) zeros += load(logits + i) * 0.0f;
-  float finite = sum(zeros);
-  for (; i < n; i++) finite += logits[i] * 0.0f;
-  if (finite != 0.0f) return -1;  // infinity and NaN times 0 are NaN
-  std::copy_n(logits, n, x);
+  float* p = scratch_.data();  // first penalised logits, then what becomes of those kept
+  const float* x = logits;
   if (reply.repetition_penalty != 1.0) {
     const float penalty = float(reply.repetition_penalty);
     const uint8_t* seen = seen_.data() + size_t(slot) * n;
-    for (i = 0; i < n; i++)
-      if (seen[i]) x[i] = x[i] > 0 ? x[i] / penalty : x[i] * penalty;
+    float* penalised = p + n + LANES;
+    for (int i = 0; i < n; i++)
+      penalised[i] = !seen[i] ? x[i] : x[i] > 0 ? x[i] / penalty : x[i] * penalty;
+    x = penalised;
   }
-  const int best = int(std::max_element(x, x + n) - x);
-  if (reply.temperature == 0) return best;
-  const float largest = x[best];
-  const float temperature = std::max(float(reply.temperature), 1.17549435e-38f);
-  for (i = 0; i < n; i++) x[i] = (x[i] - largest) / temperature;
+  Floats zeros = {}, most = all(-INFINITY);
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    const Floats part = load(x + i);
+    zeros += part * 0.0f;  // infinity and NaN times 0 are NaN
+    most = part > most ? part : most;
+  }
+  float finite = sum(zeros), largest = most[0];
+  for (int j = 1; j < LANES; j++) largest = std::max(largest, most[j]);
+  for (; i < n; i++) {
+    finite += x[i] * 0.0f;
+    largest = std::max(largest, x[i]);
+  }
+  if (finite != 0.0f) return -1;
+  if (reply.temperature == 0) return int(std::find(x, x + n, largest) - x);
 
   kept_.clear();
   if (reply.top_k > 0 && reply.top_k < n) {
-    static thread_local std::vector<float> heap;
-    const float least = kth_largest(x, n, reply.top_k, heap);
-    for (i = 0; i < n; i++)
-      if (x[i] >= least) kept_.push_back(i);
+    const float least = kth_largest(x, n, reply.top_k, heap_);
+    for (i = 0; i < n; i++) {
+      while (i + LANES <= n && !any(load(x + i) >= least)) i += LANES;
+      for (const int stop = std::min(i + LANES, n); i < stop; i++)
+        if (x[i] >= least) kept_.push_back(i);
+      i--;
+    }
   } else {
     for (i = 0; i < n; i++) kept_.push_back(i);
   }
-  int count = int(kept_.size());
-  for (i = 0; i < count; i++) p[i] = x[kept_[i]];
+  const float temperature = std::max(float(reply.temperature), 1.17549435e-38f);
+  const int count = int(kept_.size());
+  for (i = 0; i < count; i++) p[i] = (x[kept_[i]] - largest) / temperature;
   for (; i % LANES; i++) p[i] = -INFINITY;
   for (i = 0; i < count; i += LANES) store(p + i, exponential(load(p + i)));
 
@@ -644,7 +668,7 @@ int Network::choose(int slot, const ParleyReply& reply, const float* logits) {
   }
   const float min_p = float(reply.min_p);
   double total = 0;
-  int last = best;
+  int last = kept_[0];
   for (i = 0; i < count; i++) {
     if (p[i] < min_p || p[i] <= 0) {
       p[i] = 0;
@@ -675,6 +699,23 @@ void* parley_new(const ParleyShape* shape, const ParleyWeights* weights) {
 }
 
 void parley_free(void* network) { delete static_cast<Network*>(network); }
+
+// A digest that no change of one number leaves as it was, at the speed of memory.
+uint64_t parley_digest(const void* data, uint64_t bytes) {
+  constexpr int kLanes = 16;
+  uint64_t lanes[kLanes];
+  for (int j = 0; j < kLanes; j++) lanes[j] = j + bytes;
+  const auto* from = static_cast<const unsigned char*>(data);
+  for (; bytes >= sizeof lanes; bytes -= sizeof lanes, from += sizeof lanes) {
+    uint64_t part[kLanes];
+    std::memcpy(part, from, sizeof part);
+    for (int j = 0; j < kLanes; j++) lanes[j] = (lanes[j] ^ part[j]) * 0x9E3779B97F4A7C15u;
+  }
+  uint64_t digest = 0;
+  for (uint64_t i = 0; i < bytes; i++) digest = scramble(digest ^ from[i]);
+  for (const uint64_t lane : lanes) digest = scramble(digest ^ lane);
+  return digest;
+}
 
 void parley_compute(void* network, int32_t rows, const int32_t* slots, const int32_t* tokens,
                     const int32_t* positions, int32_t first, float* logits) {
