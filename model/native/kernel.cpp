@@ -276,6 +276,7 @@ class Network {
         own_size_((size_t(shape.rows) * shape.d_model + capacity_ + 2 * wide_head_ + 64) / 16 * 16),
         own_(own_size_ * shape.threads),
         scratch_(2 * size_t(shape.vocab_size) + 2 * LANES),
+        taken_(4 * size_t(shape.layers) + 1),
         seen_(size_t(shape.slots) * shape.vocab_size),
         team_(shape.threads) {
     order_.reserve(shape.vocab_size);
@@ -310,8 +311,11 @@ class Network {
   template <class W>
   void embed(const int32_t* tokens, int row);
   template <class W, class Use>
-  void product(int thread, const ParleyMatrix& matrix, int outputs, int inputs, const float* x,
-               int rows, Use use);
+  void product(std::atomic<int>& taken, const ParleyMatrix& matrix, int outputs, int inputs,
+               const float* x, int rows, Use use);
+  template <class W, class Use>
+  void share(const ParleyMatrix& matrix, int begin, int end, int inputs, const float* x, int rows,
+             Use use);
   void norm(const float* x, const float* weight, int width, float* to) const;
   void turn(float* x, const float* weight, int position, float scale) const;
   void keep(int layer, int slot, int head, int position, float* k, const float* v) const;
@@ -334,6 +338,7 @@ class Network {
   const size_t own_size_;
   const Buffer own_;  // each thread's own
   const Buffer scratch_;
+  std::vector<std::atomic<int>> taken_;  // of each product of a pass
   std::vector<uint8_t> seen_;
   std::vector<int> order_, kept_;
   std::vector<float> heap_;
@@ -364,16 +369,21 @@ __attribute__((noinline)) void panel_sums(const W* panel, int inputs, const floa
       store(to + r * N * kPanel + j * LANES, sums[r][j]);
 }
 
-// This thread's share of x (rows, inputs) times the matrix: use(row, panel, sums[N * kPanel], N)
-// with N panels (2 in turn, or 1 at the end) from `panel` on.
+// A share of x (rows, inputs) times the matrix: use(row, panel, sums[N * kPanel], N) with N panels
+// (2 in turn, or 1 at the end) from `panel` on. Threads take the next few pairs of panels each time
+// (`taken` counts them), so that a slow one has less to do.
 template <class W, class Use>
-void Network::product(int thread, const ParleyMatrix& matrix, int outputs, int inputs,
+void Network::product(std::atomic<int>& taken, const ParleyMatrix& matrix, int outputs, int inputs,
                       const float* x, int rows, Use use) {
   const int panels = (outputs + kPanel - 1) / kPanel;
-  // In pairs, so that a gate and its up are one thread's.
-  const int pairs = (panels + 1) / 2;
-  const int begin = 2 * int(int64_t(pairs) * thread / s_.threads);
-  const int end = std::min(panels, 2 * int(int64_t(pairs) * (thread + 1) / s_.threads));
+  const int few = 2 * std::max(1, panels / 2 / (4 * s_.threads));
+  for (int begin; (begin = taken.fetch_add(few, std::memory_order_relaxed)) < panels;)
+    share<W>(matrix, begin, std::min(panels, begin + few), inputs, x, rows, use);
+}
+
+template <class W, class Use>
+inline void Network::share(const ParleyMatrix& matrix, int begin, int end, int inputs,
+                           const float* x, int rows, Use use) {
   float sums[MOST_ROWS * 2 * kPanel];
   for (int panel = begin; panel < end; panel += 2) {
     const int together = std::min(2, end - panel);
@@ -516,13 +526,15 @@ void Network::pass(int thread, int rows, const int32_t* slots, const int32_t* to
     const int most = std::min(count * kPanel, d - panel * kPanel);
     for (int i = 0; i < most; i++) to[i] += sums[i];
   };
+  if (thread == 0)
+    for (auto& taken : taken_) taken.store(0, std::memory_order_relaxed);
   for (int row = thread; row < rows; row += s_.threads) embed<W>(tokens, row);
   team_.barrier();
   for (int index = 0; index < s_.layers; index++) {
     const ParleyLayer& layer = layers_[index];
     for (int row = 0; row < rows; row++)
       norm(x + size_t(row) * d, layer.attention_norm, d, normed + size_t(row) * d);
-    product<W>(thread, layer.qkv, width, d, normed, rows,
+    product<W>(taken_[4 * index + 0], layer.qkv, width, d, normed, rows,
                [=](int row, int panel, const float* sums, int count) {
                  std::copy_n(sums, std::min(count * kPanel, width - panel * kPanel),
                              qkv + size_t(row) * width + panel * kPanel);
@@ -543,12 +555,12 @@ void Network::pass(int thread, int rows, const int32_t* slots, const int32_t* to
              scores);
     }
     team_.barrier();
-    product<W>(thread, layer.out, d, q_width_, y, rows, add_to_x);
+    product<W>(taken_[4 * index + 1], layer.out, d, q_width_, y, rows, add_to_x);
     team_.barrier();
     for (int row = 0; row < rows; row++)
       norm(x + size_t(row) * d, layer.feed_forward_norm, d, normed + size_t(row) * d);
     const int padded = (s_.d_ff + kPanel - 1) / kPanel * kPanel;
-    product<W>(thread, layer.gate_up, 2 * padded, d, normed, rows,
+    product<W>(taken_[4 * index + 2], layer.gate_up, 2 * padded, d, normed, rows,
                [=](int row, int panel, const float* sums, int) {
                  const int from = panel / 2 * kPanel, most = std::min(kPanel, s_.d_ff - from);
                  float out[kPanel];
@@ -559,13 +571,13 @@ void Network::pass(int thread, int rows, const int32_t* slots, const int32_t* to
                  std::copy_n(out, most, h + size_t(row) * s_.d_ff + from);
                });
     team_.barrier();
-    product<W>(thread, layer.down, d, s_.d_ff, h, rows, add_to_x);
+    product<W>(taken_[4 * index + 3], layer.down, d, s_.d_ff, h, rows, add_to_x);
     team_.barrier();
   }
   if (first >= rows) return;
   for (int row = first; row < rows; row++)
     norm(x + size_t(row) * d, w_.norm, d, normed + size_t(row) * d);
-  product<W>(thread, w_.head, s_.vocab_size, d, normed + size_t(first) * d, rows - first,
+  product<W>(taken_[4 * s_.layers], w_.head, s_.vocab_size, d, normed + size_t(first) * d, rows - first,
              [=](int row, int panel, const float* sums, int count) {
                const size_t place = by_slot ? slots[first + row] : row;
                std::copy_n(sums, std::min(count * kPanel, s_.vocab_size - panel * kPanel),
