@@ -79,7 +79,7 @@ def padded_qwen3(words: int) -> PreTrainedModel:
     rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=-(-words // 128 + 1) * 128,
+            vocab_size=(words // 128 + 1) * 128,
             head_dim=12,
             rms_norm_eps=1e-6,
             tie_word_embeddings=False,
@@ -211,10 +211,11 @@ def test_it_goes_on_from_what_it_left(
     shutil.copyfile(before / "params.yaml", root / "params.yaml")
     for stage in ("check", "tokenizer", "shards", "preflight", "train"):
         call_stage(stage, root)
-    vocabularies = [
-        ChatTokenizer.load(folder / "data/tokenizer").backend.get_vocab() for folder in (before, root)
-    ]
-    assert vocabularies[0] == vocabularies[1]
+    first, second = (
+        ChatTokenizer.load(folder / "data/tokenizer").backend.get_vocab()
+        for folder in (before, root)
+    )
+    assert first == second
     losses = [
         json.loads((folder / "metrics/train.json").read_text(encoding="utf-8"))
         for folder in (before, root)
