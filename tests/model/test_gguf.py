@@ -88,7 +88,7 @@ def served(
 
 
 def first_step(model: Transformer, tokenizer: ChatTokenizer) -> tuple[list[int], torch.Tensor]:
-    """A chat that is answered by whole characters (else the server is silent of it), and by what."""
+    """A chat, and our log-probabilities after it; the server gives none of half a character."""
     for text in CORPUS:
         chat = [{"role": "user", "content": text}]
         ids = tokenizer.encode_chat(chat, add_generation_prompt=True)
