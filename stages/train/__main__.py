@@ -13,6 +13,7 @@ from stages.place import launched
 from stages.progress import say
 from stages.runtime import RuntimeParams, peak_memory_mib, start_torch
 from stages.train.params import ModelParams, Seed, TrainParams
+from stages.train.shape import config_of_start
 from stages.train.trackers import NoTracker, WandbParams, open_tracker
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ def main() -> None:
     model_params, params = read("model", ModelParams), read("train", TrainParams)
     runtime, tracker_params = read("runtime", RuntimeParams), read("wandb", WandbParams)
     manifest = read_manifest()
-    config = model_params.config(
-        manifest["vocab_size"], manifest["control_ids"], params.document_mask
+    config = config_of_start(
+        model_params.config(manifest["vocab_size"], manifest["control_ids"], params.document_mask),
+        params.init_from,
     )
     if runtime.processes > 1 and not launched():
         params.check_processes(runtime.processes, runtime.parallel)
