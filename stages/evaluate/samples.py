@@ -1,5 +1,6 @@
 """Samples to read: replies to prompts, continuations of real conversations, free conversations."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +14,9 @@ from stages.evaluate.params import EvaluateParams
 
 FREE_CONVERSATIONS = 2
 DOCUMENT_BLOCK = 4096
+# Characters and lines of the text in DVC's picture of replies.
+PROMPT_WIDTH, PROMPT_LINES = 28, 3
+REPLY_WIDTH, REPLY_LINES = 46, 5
 
 
 @dataclass
@@ -22,6 +26,7 @@ class Samples:
     lines: list[str] = field(default_factory=list)
     replies: int = 0
     ended: int = 0
+    table: list[dict[str, str]] = field(default_factory=list)  # prompt, kind and reply
 
 
 def write_samples(
@@ -47,16 +52,17 @@ def write_samples(
         ids = tokenizer.encode_chat(
             [{"role": "user", "content": prompt}], add_generation_prompt=True
         )
-        _replies(page, model, tokenizer, ids, params)
-    openings = list(_openings(validation, tokenizer, model.config.seq_len, params))
-    if openings:
+        _replies(page, model, tokenizer, ids, params, prompt)
+    places = list(openings(validation, tokenizer, model.config.seq_len, params))
+    if places:
         add("")
         add("## Conversations of the validation set, continued")
-    for ids, actual in openings:
+    for ids, actual in places:
         add("")
-        for role, text, _ in transcript(tokenizer, ids):
+        turns = transcript(tokenizer, ids)
+        for role, text, _ in turns:
             add(f"**{role}:** {_inline(text)}  ")
-        _replies(page, model, tokenizer, ids, params)
+        _replies(page, model, tokenizer, ids, params, turns[-1][1] if turns else "")
         add(f"- actual: {_inline(tokenizer.decode(actual))}")
     add("")
     add("## Free conversations")
@@ -80,6 +86,7 @@ def _replies(
     tokenizer: ChatTokenizer,
     ids: list[int],
     params: EvaluateParams,
+    prompt: str,
 ) -> None:
     for name, temperature in (("greedy", 0.0), ("sampled", params.temperature)):
         # Another draw for each reply: with one seed alike, unlike prompts got the same words.
@@ -97,10 +104,12 @@ def _replies(
         ended = len(reply) < limit
         page.replies += 1
         page.ended += ended
-        page.lines.append(f"- {name}: {_inline(tokenizer.decode(reply))}{'' if ended else ' …'}")
+        text, rest = tokenizer.decode(reply), "" if ended else " …"
+        page.lines.append(f"- {name}: {_inline(text)}{rest}")
+        page.table.append({"prompt": prompt, "kind": name, "reply": text + rest})
 
 
-def _openings(
+def openings(
     stream: TokenStream, tokenizer: ChatTokenizer, seq_len: int, params: EvaluateParams
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Prompts up to an assistant's role token, and what the assistant really said.
@@ -166,3 +175,25 @@ def _inline(text: str) -> str:
     for character in "\\`*_[]<>#|&~$":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split()) or "(nothing)"
+
+
+def side_by_side(table: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The replies for DVC's plots, which draw them beside those of other revisions.
+
+    Text in a picture breaks no lines by itself: here they are broken.
+    """
+    number, rows = 0, []
+    for row in table:
+        number += row["kind"] == "greedy"  # the first of each prompt's
+        prompt = _wrapped(f"{number}. {row['prompt']}", PROMPT_WIDTH, PROMPT_LINES)
+        rows.append(
+            {
+                "prompt": f"{prompt}\n({row['kind']})",
+                "reply": _wrapped(row["reply"], REPLY_WIDTH, REPLY_LINES) or "(nothing)",
+            }
+        )
+    return rows
+
+
+def _wrapped(text: str, width: int, lines: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
