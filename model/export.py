@@ -145,7 +145,7 @@ def folder_md5(folder: Path) -> str:
     entries = [
         {"md5": file_md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files
     ]
-    entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
+    entries.sort(key=lambda entry: entry["relpath"])
     text = json.dumps(entries, sort_keys=True)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
 

@@ -297,9 +297,10 @@ def _calibration(found: Inputs) -> Iterator[str]:
     yield "## Calibration"
     yield ""
     yield (
-        f"The most probable token is right for {percent(measured['accuracy'])} of the tokens. How "
-        "sure the model was, and how often it was right then, agree to "
-        f"{percent(measured['calibration_error'])} in the mean (expected calibration error)."
+        f"The most probable token is right for {percent(measured['accuracy'])} of the tokens. "
+        "The probability that the model gives it and the share in which it comes differ by "
+        f"{100 * measured['calibration_error']:.3g} percentage points in the mean (expected "
+        "calibration error)."
     )
     yield ""
     yield from _columns(
