@@ -32,11 +32,12 @@ p { margin: .5rem 0; max-width: 44rem; }
 article { background: var(--card); border-radius: 8px; padding: .9rem 1.1rem; margin: 0 0 1rem; }
 h3 { font-size: .85rem; font-weight: 600; margin: 0 0 .5rem; color: var(--faint); }
 h3 strong { color: var(--text); }
-.m { display: grid; grid-template-columns: 6rem 1fr; gap: .75rem; margin: .2rem 0; }
+.m { display: grid; grid-template-columns: 6rem 1fr; gap: .75rem; margin: .2rem 0;
+  align-items: baseline; }
 .m > i { font-style: normal; font-size: .85rem; text-align: right; color: var(--faint); }
 .m > div { white-space: pre-wrap; overflow-wrap: anywhere; }
 b { font-weight: 400; border-radius: 2px; position: relative; }
-.e { font-size: .75em; color: var(--faint); padding: 0 .3em; }
+.e { font-size: .75em; padding: 0 .3em; }
 .rest { color: var(--faint); font-size: .85rem; margin: .5rem 0 0; }
 [data-t]:hover { outline: 1px solid var(--text); }
 [data-t]:hover::after { content: attr(data-t); position: absolute; left: 0; top: 1.7em; z-index: 2;
