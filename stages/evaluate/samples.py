@@ -1,22 +1,24 @@
 """Samples to read: replies to prompts, continuations of real conversations, free conversations."""
 
 import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-import torch
-
-from model.generate import generate_ids
+from model.engine import Engine, Reply
+from model.sampling import Sampling
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
 from stages.corpus import TokenStream
 from stages.evaluate.params import EvaluateParams
 
 FREE_CONVERSATIONS = 2
+SLOTS = 16  # replies made at a time
 DOCUMENT_BLOCK = 4096
 # Characters and lines of the text in DVC's picture of replies.
 PROMPT_WIDTH, PROMPT_LINES = 28, 3
 REPLY_WIDTH, REPLY_LINES = 46, 5
+
+Both = tuple[Reply, Reply]  # greedy and sampled
 
 
 @dataclass
@@ -33,6 +35,14 @@ def write_samples(
     model: Transformer, tokenizer: ChatTokenizer, validation: TokenStream, params: EvaluateParams
 ) -> Samples:
     """Greedy and sampled replies as a page of Markdown; the same seed gives the same page."""
+    seq_len = model.config.seq_len
+    prompts = [
+        tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        for prompt in params.prompts
+    ]
+    places = list(openings(validation, tokenizer, seq_len, params))
+    engine = make_engine(model, tokenizer)
+    replies = both_replies(engine, [*prompts, *(ids for ids, _ in places)], params)
     page = Samples()
     add = page.lines.append
     add("# Samples")
@@ -46,67 +56,76 @@ def write_samples(
     if params.prompts:
         add("")
         add("## Prompts")
-    for prompt in params.prompts:
+    for prompt, of_one in zip(params.prompts, replies, strict=False):
         add("")
         add(f"**user:** {_inline(prompt)}")
-        ids = tokenizer.encode_chat(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True
-        )
-        _replies(page, model, tokenizer, ids, params, prompt)
-    places = list(openings(validation, tokenizer, model.config.seq_len, params))
+        _show(page, prompt, of_one)
     if places:
         add("")
         add("## Conversations of the validation set, continued")
-    for ids, actual in places:
+    for (ids, actual), of_one in zip(places, replies[len(prompts) :], strict=True):
         add("")
         turns = transcript(tokenizer, ids)
         for role, text, _ in turns:
             add(f"**{role}:** {_inline(text)}  ")
-        _replies(page, model, tokenizer, ids, params, turns[-1][1] if turns else "")
+        _show(page, turns[-1][1] if turns else "", of_one)
         add(f"- actual: {_inline(tokenizer.decode(actual))}")
     add("")
     add("## Free conversations")
     add("")
     add("From `<|bos|>` alone: the model chooses both speakers' words and whose turn it is.")
-    for number in range(FREE_CONVERSATIONS):
-        ids = [tokenizer.bos_id]
-        ids += generate_ids(
-            model, ids, model.config.seq_len, params.temperature, None, params.top_p,
-            torch.Generator().manual_seed(params.seed + number), stop=(tokenizer.bos_id,),
-        )  # fmt: skip
+    for reply in _free_conversations(engine, params):
         add("")
-        for role, text, ended in transcript(tokenizer, ids):
+        for role, text, ended in transcript(tokenizer, [tokenizer.bos_id, *reply.token_ids]):
             add(f"**{role}:** {_inline(text)}{'' if ended else ' …'}  ")
     return page
 
 
-def _replies(
-    page: Samples,
-    model: Transformer,
-    tokenizer: ChatTokenizer,
-    ids: list[int],
-    params: EvaluateParams,
-    prompt: str,
-) -> None:
-    for name, temperature in (("greedy", 0.0), ("sampled", params.temperature)):
-        # Another draw for each reply: with one seed alike, unlike prompts got the same words.
-        generator = torch.Generator().manual_seed(params.seed + page.replies)
-        if len(ids) >= model.config.seq_len:
+def make_engine(model: Transformer, tokenizer: ChatTokenizer) -> Engine:
+    """By torch's operations in float32 whatever the machine: DVC hashes what comes of it, and the
+    words shouldn't depend on whether there is a compiler for the engine's own kernel."""
+    return Engine(model, tokenizer, slots=SLOTS, weights="fp32", native=False)
+
+
+def both_replies(
+    engine: Engine, prompts: Sequence[list[int]], params: EvaluateParams
+) -> list[Both | None]:
+    """A greedy and a sampled reply to each of ``prompts``; None for one that fills the context."""
+    seq_len = engine.model.config.seq_len
+    greedy, sampled = _settings(params)
+    jobs: list[tuple[list[int], Sampling]] = []
+    for ids in prompts:
+        if len(ids) < seq_len:
+            # Another draw for each reply: with one seed alike, unlike prompts got the same words.
+            seed = params.seed + len(jobs) + 1
+            jobs += [(ids, greedy), (ids, replace(sampled, seed=seed))]
+    made = iter(engine.replies([ids for ids, _ in jobs], [sampling for _, sampling in jobs]))
+    return [(next(made), next(made)) if len(ids) < seq_len else None for ids in prompts]
+
+
+def _settings(params: EvaluateParams) -> tuple[Sampling, Sampling]:
+    greedy = Sampling(max_new_tokens=params.max_new_tokens, temperature=0.0)
+    return greedy, replace(greedy, temperature=params.temperature, top_p=params.top_p)
+
+
+def _free_conversations(engine: Engine, params: EvaluateParams) -> list[Reply]:
+    bos = engine.tokenizer.bos_id
+    sampling = replace(_settings(params)[1], max_new_tokens=engine.model.config.seq_len)
+    free = [replace(sampling, seed=params.seed + number) for number in range(FREE_CONVERSATIONS)]
+    return engine.replies([[bos]] * len(free), free, end=(bos,))
+
+
+def _show(page: Samples, prompt: str, replies: Both | None) -> None:
+    for name, reply in zip(("greedy", "sampled"), replies or (None, None), strict=True):
+        if reply is None:
             page.lines.append(f"- {name}: (the prompt fills the model's context)")
             continue
-        # The most that a full context leaves: a reply of that length did not end by itself.
-        limit = min(params.max_new_tokens, model.config.seq_len - len(ids))
-        reply = list(
-            generate_ids(
-                model, ids, limit, temperature, None, params.top_p, generator, (tokenizer.end_id,)
-            )
-        )
-        ended = len(reply) < limit
+        ended = reply.finish == "stop"
         page.replies += 1
         page.ended += ended
-        text, rest = tokenizer.decode(reply), "" if ended else " …"
-        page.lines.append(f"- {name}: {_inline(text)}{rest}")
-        page.table.append({"prompt": prompt, "kind": name, "reply": text + rest})
+        rest = "" if ended else " …"
+        page.lines.append(f"- {name}: {_inline(reply.text)}{rest}")
+        page.table.append({"prompt": prompt, "kind": name, "reply": reply.text + rest})
 
 
 def openings(
