@@ -39,7 +39,7 @@ TAIL = """
 (function () {
   const embed = window.vegaEmbed;
   const widen = (part) => {
-    if (part.width === 300) part.width = 400;
+    if (part.width === 300) part.width = 420;
     if (part.height === 300) part.height = 260;
     for (const key of ["layer", "vconcat", "hconcat", "concat"]) (part[key] || []).forEach(widen);
     if (part.spec) widen(part.spec);
@@ -48,7 +48,7 @@ TAIL = """
     font: "system-ui, sans-serif",
     title: { fontSize: 16, fontWeight: 600, offset: 12 },
     axis: { labelFontSize: 12, titleFontSize: 13, titleFontWeight: 500 },
-    legend: { labelFontSize: 12, titleFontSize: 12, labelLimit: 220 },
+    legend: { orient: "bottom", labelFontSize: 12, titleFontSize: 12, labelLimit: 220 },
     header: { labelFontSize: 12, titleFontSize: 12 },
   };
   window.vegaEmbed = (place, spec) => {
