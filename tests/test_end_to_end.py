@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_repro_leaves_a_model_that_talks_and_its_measurements(clone: tuple[Path,
     for measure in ("loss", "perplexity", "bits_per_byte"):
         assert evaluation[measure] > 0
         assert evaluation["assistant"][measure] > 0
-    assert set(evaluation["baselines"]) == {"uniform", "unigram", "bigram"}
+    assert set(evaluation["baselines"]) == {"uniform", "unigram", "bigram", "bzip2"}
     assert len(evaluation["validation_sha256"]) == 64
 
     with (folder / "metrics/history.csv").open(encoding="utf-8") as file:
@@ -70,6 +71,23 @@ def test_repro_leaves_a_model_that_talks_and_its_measurements(clone: tuple[Path,
     # Training left its last state until its results were safe, which they now are.
     assert list((folder / ".checkpoints").iterdir()) == []
     assert "Do you have any pets?" in (folder / "metrics/samples.md").read_text(encoding="utf-8")
+    report = (folder / "metrics/report.md").read_text(encoding="utf-8")
+    assert str(evaluation["bits_per_byte"]) in report
+    assert "prefers-color-scheme" in (folder / "metrics/conversations.html").read_text("utf-8")
+
+
+def test_the_model_is_exported_with_what_dvc_recorded_of_it(
+    clone: tuple[Path, Run], tmp_path: Path
+) -> None:
+    folder, run = clone
+    run("python", "-m", "model.export", str(tmp_path / "mine"))
+    card = (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+    commit = run("git", "rev-parse", "HEAD").stdout.strip()
+    assert f"Commit `{commit}`, nothing changed." in card
+    assert hashes(folder)["train"]["models/chat"] in card
+    assert files(tmp_path / "mine", ".").keys() - {"README.md"} == {
+        path.name for path in (folder / "models/chat").iterdir()
+    }
 
 
 def test_an_unchanged_tree_needs_nothing_and_git_is_clean(clone: tuple[Path, Run]) -> None:
@@ -98,10 +116,11 @@ def test_a_training_parameter_redoes_training_alone_and_back_is_restored(
     before = hashes(folder)
     default = read_yaml(folder / "params.yaml")["train"]["lr"]
     changed = run("dvc", "exp", "run", "--set-param", "train.lr=1e-3").stdout
-    assert stages_run(changed) == ["check", "preflight", "train", "evaluate"]
+    assert stages_run(changed) == ["check", "preflight", "train", "evaluate", "report"]
     after = hashes(folder)
     assert after["train"] != before["train"]
-    assert {name for name in before if before[name] != after[name]} <= {"train", "evaluate"}
+    changed_too = {name for name in before if before[name] != after[name]}
+    assert changed_too == {"train", "evaluate", "report"}
 
     diff = json.loads(run("dvc", "metrics", "diff", "--json").stdout)
     assert diff["metrics/eval.json"]["bits_per_byte"]["diff"] != 0
@@ -109,6 +128,13 @@ def test_a_training_parameter_redoes_training_alone_and_back_is_restored(
     assert list(params["params.yaml"]) == ["train.lr"]
     assert params["params.yaml"]["train.lr"]["new"] == 0.001
     assert "index.html" in run("dvc", "plots", "diff").stdout
+    # The page needs no network, and shows both revisions.
+    page = (folder / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    for title in ("Training and validation loss", "Calibration", "Loss by message", "Replies"):
+        assert f'"{title}"' in page
+    assert '"rev": "HEAD"' in page
+    assert '"rev": "workspace"' in page
     table = list(csv.DictReader(run("dvc", "exp", "show", "--csv").stdout.splitlines()))
     assert {row["train.lr"] for row in table} >= {str(default), "0.001"}
 
@@ -224,7 +250,7 @@ def test_ones_own_files_in_a_temporary_experiment_and_changed(
     settings += ["--set-param", "train.loss_on=assistant", "--set-param", "model.seq_len=32"]
     run("dvc", "exp", "run", "--temp", *settings)
     # The workspace has all from the cache, but evaluation, whose samples live in git.
-    assert stages_run(run("dvc", "exp", "run", *settings).stdout) == ["evaluate"]
+    assert stages_run(run("dvc", "exp", "run", *settings).stdout) == ["evaluate", "report"]
     assert stages_run(run("dvc", "repro").stdout) == []
     assert (folder / "data/tokenizer/tokenizer.json").read_bytes() == tokenizer.read_bytes()
     with source.open("a", encoding="utf-8") as file:

@@ -41,3 +41,8 @@ def report(score: Score, baselines: dict[str, float], counts: SplitCounts) -> di
             for name, nats in baselines.items()
         },
     }
+
+
+def share(value: float | None) -> float | None:
+    """A share as it stands in the metrics."""
+    return None if value is None else rounded(value, 4)

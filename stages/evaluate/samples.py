@@ -1,6 +1,7 @@
 """Samples to read: replies to prompts, continuations of real conversations, free conversations."""
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from model.engine import Engine, Reply
@@ -13,6 +14,11 @@ from stages.evaluate.params import EvaluateParams
 FREE_CONVERSATIONS = 2
 SLOTS = 16  # replies made at a time
 DOCUMENT_BLOCK = 4096
+# Characters and lines of the text in DVC's picture of replies.
+PROMPT_WIDTH, PROMPT_LINES = 28, 3
+REPLY_WIDTH, REPLY_LINES = 46, 5
+
+Both = tuple[Reply, Reply]  # greedy and sampled
 
 
 @dataclass
@@ -22,6 +28,7 @@ class Samples:
     lines: list[str] = field(default_factory=list)
     replies: int = 0
     ended: int = 0
+    table: list[dict[str, str]] = field(default_factory=list)  # prompt, kind and reply
 
 
 def write_samples(
@@ -33,8 +40,9 @@ def write_samples(
         tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
         for prompt in params.prompts
     ]
-    openings = list(_openings(validation, tokenizer, seq_len, params))
-    replies, free = _generate(model, tokenizer, [*prompts, *(ids for ids, _ in openings)], params)
+    places = list(openings(validation, tokenizer, seq_len, params))
+    engine = make_engine(model, tokenizer)
+    replies = both_replies(engine, [*prompts, *(ids for ids, _ in places)], params)
     page = Samples()
     add = page.lines.append
     add("# Samples")
@@ -51,61 +59,63 @@ def write_samples(
     for prompt, of_one in zip(params.prompts, replies, strict=False):
         add("")
         add(f"**user:** {_inline(prompt)}")
-        _show(page, of_one)
-    if openings:
+        _show(page, prompt, of_one)
+    if places:
         add("")
         add("## Conversations of the validation set, continued")
-    for (ids, actual), of_one in zip(openings, replies[len(prompts) :], strict=True):
+    for (ids, actual), of_one in zip(places, replies[len(prompts) :], strict=True):
         add("")
-        for role, text, _ in transcript(tokenizer, ids):
+        turns = transcript(tokenizer, ids)
+        for role, text, _ in turns:
             add(f"**{role}:** {_inline(text)}  ")
-        _show(page, of_one)
+        _show(page, turns[-1][1] if turns else "", of_one)
         add(f"- actual: {_inline(tokenizer.decode(actual))}")
     add("")
     add("## Free conversations")
     add("")
     add("From `<|bos|>` alone: the model chooses both speakers' words and whose turn it is.")
-    for reply in free:
+    for reply in _free_conversations(engine, params):
         add("")
         for role, text, ended in transcript(tokenizer, [tokenizer.bos_id, *reply.token_ids]):
             add(f"**{role}:** {_inline(text)}{'' if ended else ' …'}  ")
     return page
 
 
-def _generate(
-    model: Transformer, tokenizer: ChatTokenizer, prompts: list[list[int]], params: EvaluateParams
-) -> tuple[list[tuple[Reply, Reply] | None], list[Reply]]:
-    """A greedy and a sampled reply to each of ``prompts`` (None without room); free conversations.
+def make_engine(model: Transformer, tokenizer: ChatTokenizer) -> Engine:
+    """By torch's operations in float32 whatever the machine: DVC hashes what comes of it, and the
+    words shouldn't depend on whether there is a compiler for the engine's own kernel."""
+    return Engine(model, tokenizer, slots=SLOTS, weights="fp32", native=False)
 
-    Up to SLOTS at a time.
-    """
-    seq_len = model.config.seq_len
-    fitting = [ids for ids in prompts if len(ids) < seq_len]
-    greedy = Sampling(max_new_tokens=params.max_new_tokens, temperature=0.0)
-    sampled = Sampling(
-        max_new_tokens=params.max_new_tokens, temperature=params.temperature, top_p=params.top_p
-    )
+
+def both_replies(
+    engine: Engine, prompts: Sequence[list[int]], params: EvaluateParams
+) -> list[Both | None]:
+    """A greedy and a sampled reply to each of ``prompts``; None for one that fills the context."""
+    seq_len = engine.model.config.seq_len
+    greedy, sampled = _settings(params)
     jobs: list[tuple[list[int], Sampling]] = []
-    for ids in fitting:
-        # Another draw for each reply: with one seed alike, unlike prompts got the same words.
-        seed = params.seed + len(jobs) + 1
-        jobs += [(ids, greedy), (ids, replace(sampled, seed=seed))]
-    free = [
-        replace(sampled, max_new_tokens=seq_len, seed=params.seed + number)
-        for number in range(FREE_CONVERSATIONS)
-    ]
-    # torch's operations in float32 whatever the machine: the page is an output that DVC hashes, and
-    # its words shouldn't depend on whether there is a compiler for the engine's own kernel.
-    engine = Engine(
-        model, tokenizer, slots=min(SLOTS, max(len(jobs), len(free))), weights="fp32", native=False
-    )
+    for ids in prompts:
+        if len(ids) < seq_len:
+            # Another draw for each reply: with one seed alike, unlike prompts got the same words.
+            seed = params.seed + len(jobs) + 1
+            jobs += [(ids, greedy), (ids, replace(sampled, seed=seed))]
     made = iter(engine.replies([ids for ids, _ in jobs], [sampling for _, sampling in jobs]))
-    replies = [(next(made), next(made)) if len(ids) < seq_len else None for ids in prompts]
-    starts = [[tokenizer.bos_id]] * len(free)
-    return replies, engine.replies(starts, free, end=(tokenizer.bos_id,))
+    return [(next(made), next(made)) if len(ids) < seq_len else None for ids in prompts]
 
 
-def _show(page: Samples, replies: tuple[Reply, Reply] | None) -> None:
+def _settings(params: EvaluateParams) -> tuple[Sampling, Sampling]:
+    greedy = Sampling(max_new_tokens=params.max_new_tokens, temperature=0.0)
+    return greedy, replace(greedy, temperature=params.temperature, top_p=params.top_p)
+
+
+def _free_conversations(engine: Engine, params: EvaluateParams) -> list[Reply]:
+    bos = engine.tokenizer.bos_id
+    sampling = replace(_settings(params)[1], max_new_tokens=engine.model.config.seq_len)
+    free = [replace(sampling, seed=params.seed + number) for number in range(FREE_CONVERSATIONS)]
+    return engine.replies([[bos]] * len(free), free, end=(bos,))
+
+
+def _show(page: Samples, prompt: str, replies: Both | None) -> None:
     for name, reply in zip(("greedy", "sampled"), replies or (None, None), strict=True):
         if reply is None:
             page.lines.append(f"- {name}: (the prompt fills the model's context)")
@@ -113,10 +123,12 @@ def _show(page: Samples, replies: tuple[Reply, Reply] | None) -> None:
         ended = reply.finish == "stop"
         page.replies += 1
         page.ended += ended
-        page.lines.append(f"- {name}: {_inline(reply.text)}{'' if ended else ' …'}")
+        rest = "" if ended else " …"
+        page.lines.append(f"- {name}: {_inline(reply.text)}{rest}")
+        page.table.append({"prompt": prompt, "kind": name, "reply": reply.text + rest})
 
 
-def _openings(
+def openings(
     stream: TokenStream, tokenizer: ChatTokenizer, seq_len: int, params: EvaluateParams
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Prompts up to an assistant's role token, and what the assistant really said.
@@ -182,3 +194,25 @@ def _inline(text: str) -> str:
     for character in "\\`*_[]<>#|&~$":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split()) or "(nothing)"
+
+
+def side_by_side(table: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The replies for DVC's plots, which draw them beside those of other revisions.
+
+    Text in a picture breaks no lines by itself: here they are broken.
+    """
+    number, rows = 0, []
+    for row in table:
+        number += row["kind"] == "greedy"  # the first of each prompt's
+        prompt = _wrapped(f"{number}. {row['prompt']}", PROMPT_WIDTH, PROMPT_LINES)
+        rows.append(
+            {
+                "prompt": f"{prompt}\n({row['kind']})",
+                "reply": _wrapped(row["reply"], REPLY_WIDTH, REPLY_LINES) or "(nothing)",
+            }
+        )
+    return rows
+
+
+def _wrapped(text: str, width: int, lines: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))

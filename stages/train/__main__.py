@@ -48,6 +48,7 @@ def main() -> None:
 
     import torch
 
+    from model.flops import flops_per_token
     from stages.scoring import score
     from stages.train.checkpoints import Checkpoints
     from stages.train.data_order import DataOrder, name_lines
@@ -55,7 +56,7 @@ def main() -> None:
     from stages.train.fingerprint import code_sums
     from stages.train.history import write_speeds
     from stages.train.loop import Training, TrainState, train
-    from stages.train.meter import Meter, flops_per_token, peak_flops
+    from stages.train.meter import Meter, peak_flops
     from stages.train.prefetch import Prefetcher
     from stages.train.processes import joined
     from stages.train.saves import Trained
@@ -189,6 +190,7 @@ def write_results(
     state: "TrainState", config: "ModelConfig", parameters: int, tokenizer_sha256: str
 ) -> None:
     """Writes the best model, the history and the metrics."""
+    from model.flops import flops_per_token
     from model.saving import save_model
     from stages.train.history import write_history
 
@@ -201,6 +203,7 @@ def write_results(
             "skipped_steps": state.skipped,
             "tokens": state.tokens,
             "parameters": parameters,
+            "flops": rounded(state.tokens * flops_per_token(config), 4),
             "initial_val_loss": rounded(state.history[0].val_loss),
             "train_loss": None if last.train_loss is None else rounded(last.train_loss),
             "val_loss": rounded(last.val_loss),

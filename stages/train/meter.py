@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 
-from model.config import ModelConfig
 from stages.train.precision import Precision
 
 # Dense peak in FLOP/s of bfloat16 with float32 sums, from the makers' data sheets.
@@ -69,21 +68,6 @@ class Meter:
             else:
                 report[f"{name}_ms"] = round(1000 * seconds / steps, 2)
         return report
-
-
-def flops_per_token(config: ModelConfig) -> float:
-    """FLOPs of forward and backward for a token, as PaLM counts them (Chowdhery et al. 2022).
-
-    Six for each weight of a matrix that multiplies (the head's once, whether tied or not), and
-    attention over the whole sequence; what checkpointing computes twice is not counted.
-    """
-    matrices = config.num_parameters() - (2 * config.num_layers + 1) * config.d_model
-    if config.qk_norm:
-        matrices -= 2 * config.num_layers * config.head_dim
-    if not config.tie_embeddings:  # the embedding is looked up; a tied one multiplies as the head
-        matrices -= config.vocab_size * config.d_model
-    scores = config.num_layers * config.num_heads * config.head_dim * config.seq_len
-    return 6.0 * matrices + 12.0 * scores
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -14,6 +14,7 @@ from model.transformer import Transformer
 from stages.conversations import Message
 from stages.corpus import TokenStream
 from stages.evaluate import samples
+from stages.evaluate.continuations import continue_openings
 from stages.evaluate.params import EvaluateParams
 from stages.evaluate.samples import transcript, write_samples
 from tests.builders import chats, make_stream, tiny_model, tiny_params
@@ -175,7 +176,7 @@ def test_openings_leave_room_for_a_reply_in_any_context(
     tokenizer: ChatTokenizer, stream: TokenStream, seq_len: int, max_new_tokens: int
 ) -> None:
     params = evaluate_params(openings=6, max_new_tokens=max_new_tokens)
-    found = list(samples._openings(stream, tokenizer, seq_len, params))
+    found = list(samples.openings(stream, tokenizer, seq_len, params))
     rendered = [tokenizer.encode_chat(chat) for chat in chats(12, 2)]
     room = min(max_new_tokens, seq_len // 2)
     position = 0
@@ -201,7 +202,7 @@ def test_the_whole_page_fits_the_smallest_contexts(
     model = model_for(tokenizer, seq_len=seq_len)
     params = evaluate_params(prompts=["a", "word " * 9], openings=3, max_new_tokens=MAX_NEW)
     page = write_samples(model, tokenizer, stream, params)
-    openings = list(samples._openings(stream, tokenizer, seq_len, params))
+    openings = list(samples.openings(stream, tokenizer, seq_len, params))
     assert sum(line.startswith("- actual:") for line in page.lines) == len(openings)
     assert page.ended <= page.replies
 
@@ -218,7 +219,7 @@ def test_an_opening_takes_the_third_reply_or_the_last_before_it(
 
     unanswered: list[Message] = [{"role": "user", "content": "no answer"}]
     documents = [tokenizer.encode_chat(c) for c in (chat(1), unanswered, chat(2), chat(5))]
-    found = samples._openings(
+    found = samples.openings(
         make_stream(tmp_path, documents), tokenizer, 256, evaluate_params(openings=9)
     )
     assert [tokenizer.decode(actual) for _, actual in found] == ["a0", "a1", "a2"]
@@ -233,7 +234,7 @@ def test_an_empty_reply_is_not_taken_for_the_next_turn(
         {"role": "user", "content": "more"},
     ]
     stream = make_stream(tmp_path, [tokenizer.encode_chat(said)])
-    ((_, actual),) = samples._openings(stream, tokenizer, 256, evaluate_params())
+    ((_, actual),) = samples.openings(stream, tokenizer, 256, evaluate_params())
     assert actual == []
 
 
@@ -271,3 +272,42 @@ def test_a_transcript_shows_what_a_model_does_wrong(tokenizer: ChatTokenizer) ->
     ]
     assert transcript(tokenizer, []) == []
     assert transcript(tokenizer, [bos, end]) == []
+
+
+def test_replies_are_tabled_for_the_picture_with_lines_broken(
+    tokenizer: ChatTokenizer, stream: TokenStream
+) -> None:
+    params = evaluate_params(prompts=["one", "one", "two " * 60], openings=2)
+    page = write_samples(model_for(tokenizer, seq_len=512), tokenizer, stream, params)
+    rows = samples.side_by_side(page.table)
+    assert len(rows) == page.replies == 10
+    # Prompts that are alike stay apart, as the picture has one line for each.
+    assert len({row["prompt"] for row in rows}) == 10
+    assert rows[0]["prompt"] == "1. one\n(greedy)"
+    assert rows[3]["prompt"] == "2. one\n(sampled)"
+    for row in rows:
+        lines = row["prompt"].split("\n")
+        assert len(lines) <= samples.PROMPT_LINES + 1
+        assert all(len(line) <= samples.PROMPT_WIDTH for line in lines)
+        assert row["reply"]
+        assert len(row["reply"].split("\n")) <= samples.REPLY_LINES
+
+
+@pytest.mark.parametrize("seq_len", [4, 24, 64])
+def test_replies_are_measured_beside_what_was_said(
+    tokenizer: ChatTokenizer, stream: TokenStream, seq_len: int
+) -> None:
+    model = model_for(tokenizer, seq_len=seq_len)
+    params = evaluate_params(openings=0)
+    rows = continue_openings(model, tokenizer, stream, params)
+    wanted = params.model_copy(update={"openings": 10**6})
+    places = list(samples.openings(stream, tokenizer, seq_len, wanted))
+    if not places:
+        assert rows == []
+        return
+    assert [row["who"] for row in rows] == ["greedy", "sampled", "data"]
+    assert {row["replies"] for row in rows} == {len(places)}
+    words = [len(tokenizer.decode(actual).split()) for _, actual in places]
+    assert rows[2]["mean_words"] == pytest.approx(sum(words) / len(words), rel=1e-3)
+    assert rows[2]["ended"] == 1.0
+    assert continue_openings(model, tokenizer, stream, params) == rows

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from model.flops import flops_per_token
 from stages.train import meter
-from stages.train.meter import Meter, flops_per_token, peak_flops
+from stages.train.meter import Meter, peak_flops
 from tests.train.worlds import CPU
 
 

@@ -1,0 +1,1 @@
+"""Room of the report: everything that the pipeline found out, on one page."""
