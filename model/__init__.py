@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from model.cache import KVCache
     from model.config import ModelConfig
+    from model.engine import Engine, Piece, Reply
     from model.generate import generate_with_cache
     from model.loading import load
     from model.reading import load_model
+    from model.sampling import Sampling
     from model.saving import save_model
     from model.tokenizer import ChatTokenizer
     from model.transformer import Transformer
 
 _HOMES = {
     "ChatTokenizer": "model.tokenizer",
+    "Engine": "model.engine",
     "KVCache": "model.cache",
     "ModelConfig": "model.config",
+    "Piece": "model.engine",
+    "Reply": "model.engine",
+    "Sampling": "model.sampling",
     "Transformer": "model.transformer",
     "generate_with_cache": "model.generate",
     "load": "model.loading",
@@ -30,8 +36,12 @@ _HOMES = {
 
 __all__ = [
     "ChatTokenizer",
+    "Engine",
     "KVCache",
     "ModelConfig",
+    "Piece",
+    "Reply",
+    "Sampling",
     "Transformer",
     "generate_with_cache",
     "load",

@@ -1,17 +1,17 @@
 """Samples to read: replies to prompts, continuations of real conversations, free conversations."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
-
-from model.generate import generate_ids
+from model.engine import Engine, Reply
+from model.sampling import Sampling
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
 from stages.corpus import TokenStream
 from stages.evaluate.params import EvaluateParams
 
 FREE_CONVERSATIONS = 2
+SLOTS = 16  # replies made at a time
 DOCUMENT_BLOCK = 4096
 
 
@@ -28,6 +28,13 @@ def write_samples(
     model: Transformer, tokenizer: ChatTokenizer, validation: TokenStream, params: EvaluateParams
 ) -> Samples:
     """Greedy and sampled replies as a page of Markdown; the same seed gives the same page."""
+    seq_len = model.config.seq_len
+    prompts = [
+        tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        for prompt in params.prompts
+    ]
+    openings = list(_openings(validation, tokenizer, seq_len, params))
+    replies, free = _generate(model, tokenizer, [*prompts, *(ids for ids, _ in openings)], params)
     page = Samples()
     add = page.lines.append
     add("# Samples")
@@ -41,63 +48,72 @@ def write_samples(
     if params.prompts:
         add("")
         add("## Prompts")
-    for prompt in params.prompts:
+    for prompt, of_one in zip(params.prompts, replies, strict=False):
         add("")
         add(f"**user:** {_inline(prompt)}")
-        ids = tokenizer.encode_chat(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True
-        )
-        _replies(page, model, tokenizer, ids, params)
-    openings = list(_openings(validation, tokenizer, model.config.seq_len, params))
+        _show(page, of_one)
     if openings:
         add("")
         add("## Conversations of the validation set, continued")
-    for ids, actual in openings:
+    for (ids, actual), of_one in zip(openings, replies[len(prompts) :], strict=True):
         add("")
         for role, text, _ in transcript(tokenizer, ids):
             add(f"**{role}:** {_inline(text)}  ")
-        _replies(page, model, tokenizer, ids, params)
+        _show(page, of_one)
         add(f"- actual: {_inline(tokenizer.decode(actual))}")
     add("")
     add("## Free conversations")
     add("")
     add("From `<|bos|>` alone: the model chooses both speakers' words and whose turn it is.")
-    for number in range(FREE_CONVERSATIONS):
-        ids = [tokenizer.bos_id]
-        ids += generate_ids(
-            model, ids, model.config.seq_len, params.temperature, None, params.top_p,
-            torch.Generator().manual_seed(params.seed + number), stop=(tokenizer.bos_id,),
-        )  # fmt: skip
+    for reply in free:
         add("")
-        for role, text, ended in transcript(tokenizer, ids):
+        for role, text, ended in transcript(tokenizer, [tokenizer.bos_id, *reply.token_ids]):
             add(f"**{role}:** {_inline(text)}{'' if ended else ' …'}  ")
     return page
 
 
-def _replies(
-    page: Samples,
-    model: Transformer,
-    tokenizer: ChatTokenizer,
-    ids: list[int],
-    params: EvaluateParams,
-) -> None:
-    for name, temperature in (("greedy", 0.0), ("sampled", params.temperature)):
+def _generate(
+    model: Transformer, tokenizer: ChatTokenizer, prompts: list[list[int]], params: EvaluateParams
+) -> tuple[list[tuple[Reply, Reply] | None], list[Reply]]:
+    """A greedy and a sampled reply to each of ``prompts`` (None without room); free conversations.
+
+    Up to SLOTS at a time.
+    """
+    seq_len = model.config.seq_len
+    fitting = [ids for ids in prompts if len(ids) < seq_len]
+    greedy = Sampling(max_new_tokens=params.max_new_tokens, temperature=0.0)
+    sampled = Sampling(
+        max_new_tokens=params.max_new_tokens, temperature=params.temperature, top_p=params.top_p
+    )
+    jobs: list[tuple[list[int], Sampling]] = []
+    for ids in fitting:
         # Another draw for each reply: with one seed alike, unlike prompts got the same words.
-        generator = torch.Generator().manual_seed(params.seed + page.replies)
-        if len(ids) >= model.config.seq_len:
+        seed = params.seed + len(jobs) + 1
+        jobs += [(ids, greedy), (ids, replace(sampled, seed=seed))]
+    free = [
+        replace(sampled, max_new_tokens=seq_len, seed=params.seed + number)
+        for number in range(FREE_CONVERSATIONS)
+    ]
+    # torch's operations in float32 whatever the machine: the page is an output that DVC hashes, and
+    # its words shouldn't depend on whether there is a compiler for the engine's own kernel.
+    engine = Engine(
+        model, tokenizer, slots=min(SLOTS, max(len(jobs), len(free))), weights="fp32", native=False
+    )
+    made = iter(engine.replies([ids for ids, _ in jobs], [sampling for _, sampling in jobs]))
+    replies = [(next(made), next(made)) if len(ids) < seq_len else None for ids in prompts]
+    starts = [[tokenizer.bos_id]] * len(free)
+    return replies, engine.replies(starts, free, end=(tokenizer.bos_id,))
+
+
+def _show(page: Samples, replies: tuple[Reply, Reply] | None) -> None:
+    for name, reply in zip(("greedy", "sampled"), replies or (None, None), strict=True):
+        if reply is None:
             page.lines.append(f"- {name}: (the prompt fills the model's context)")
             continue
-        # The most that a full context leaves: a reply of that length did not end by itself.
-        limit = min(params.max_new_tokens, model.config.seq_len - len(ids))
-        reply = list(
-            generate_ids(
-                model, ids, limit, temperature, None, params.top_p, generator, (tokenizer.end_id,)
-            )
-        )
-        ended = len(reply) < limit
+        ended = reply.finish == "stop"
         page.replies += 1
         page.ended += ended
-        page.lines.append(f"- {name}: {_inline(tokenizer.decode(reply))}{'' if ended else ' …'}")
+        page.lines.append(f"- {name}: {_inline(reply.text)}{'' if ended else ' …'}")
 
 
 def _openings(

@@ -1,6 +1,5 @@
 """The page of samples: the same for the same seed, readable as Markdown, within the context."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from model.generate import generate_ids
+from model.engine import Engine, Reply
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
 from stages.conversations import Message
@@ -157,10 +156,11 @@ def test_a_reply_that_the_context_cuts_off_has_not_ended(
     monkeypatch: pytest.MonkeyPatch,
     max_new_tokens: int,
 ) -> None:
-    def endless(*arguments: Any, stop: Any = None) -> Iterator[int]:
-        return generate_ids(*arguments[:7])
+    class Endless(Engine):
+        def replies(self, *arguments: Any, end: Any = None) -> list[Reply]:
+            return super().replies(*arguments, end=())
 
-    monkeypatch.setattr(samples, "generate_ids", endless)
+    monkeypatch.setattr(samples, "Engine", Endless)
     params = evaluate_params(prompts=["a", "b"], openings=2, max_new_tokens=max_new_tokens)
     page = write_samples(model_for(tokenizer, seq_len=32), tokenizer, stream, params)
     replies = [line for line in page.lines if line.startswith(("- greedy:", "- sampled:"))]
