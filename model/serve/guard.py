@@ -175,9 +175,7 @@ class _Request:
                     if len(body) > limits.body:
                         raise too_large
         except TimeoutError:
-            raise ApiError(
-                408, f"the body was not there after {limits.body_seconds:g} s"
-            ) from None
+            raise ApiError(408, f"the body was not there after {limits.body_seconds:g} s") from None
         return bytes(body)
 
     async def _parts(self) -> AsyncIterator[bytes]:

@@ -19,6 +19,7 @@ PROMPT_TOKENS = 512
 # Between two deliveries to the clients, for which the event loop is woken.
 DELIVERY_SECONDS = 0.01
 
+
 class SlotEngine(Protocol):
     """What the scheduler needs of ``model.engine.Engine``."""
 

@@ -59,9 +59,7 @@ class Served:
             prompt = [tokenizer.bos_id, tokenizer.role_ids["text"], *tokenizer.encode(prompt)]
         self._check_ids(prompt, "prompt")
         if not all(0 <= token < self._vocab_size for token in prompt):
-            raise ApiError(
-                400, f"a token id is not in 0 to {self._vocab_size - 1}", param="prompt"
-            )
+            raise ApiError(400, f"a token id is not in 0 to {self._vocab_size - 1}", param="prompt")
         return prompt
 
     def _check_text(self, text: str, param: str) -> None:

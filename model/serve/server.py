@@ -64,9 +64,7 @@ def connection_class(limits: Limits) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._stalled_timer = self.loop.call_later(
-                limits.stalled_seconds, self.transport.abort
-            )
+            self._stalled_timer = self.loop.call_later(limits.stalled_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             self._cancel(self._stalled_timer)
