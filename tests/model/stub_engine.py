@@ -1,7 +1,7 @@
 """An engine whose replies and pace a test sets."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from types import SimpleNamespace
 
 from model.engine import Piece, Sampling, TokenLogprob
@@ -29,7 +29,11 @@ class StubEngine:
         self.tokenizer, self.script, self.slots, self.pause = tokenizer, script, slots, pause
         self.backend = "stub"
         self.model = SimpleNamespace(
-            config=SimpleNamespace(seq_len=seq_len, vocab_size=tokenizer.vocab_size)
+            config=SimpleNamespace(
+                seq_len=seq_len,
+                vocab_size=tokenizer.vocab_size,
+                num_parameters=lambda: 1_234,
+            )
         )
         self.asked: list[tuple[str, Sampling]] = []
         self.steps = 0
@@ -75,3 +79,13 @@ class StubEngine:
 
     def cancel(self, handle: int) -> None:
         self._live.pop(handle, None)
+
+    def stream(
+        self, prompt: Sequence[int], sampling: Sampling, end: Collection[int] | None = None
+    ) -> Generator[Piece, None, None]:
+        handle = self.add(prompt, sampling, end)
+        try:
+            while handle in self._live:
+                yield from (piece for _, piece in self.step())
+        finally:
+            self.cancel(handle)
