@@ -41,8 +41,8 @@ IGNORED = {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", 
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def _wrong(message: str) -> PydanticCustomError:
-    return PydanticCustomError("wrong", "{message}", {"message": message})
+def _wrong(message: str, field: str | None = None) -> PydanticCustomError:
+    return PydanticCustomError("wrong", "{message}", {"message": message, "field": field})
 
 
 def _asks_for_nothing(name: str, value: object) -> bool:
@@ -71,8 +71,8 @@ class Strict(BaseModel):
             if name in cls.model_fields or name in cls.ignored or _asks_for_nothing(name, value):
                 continue
             if name in NEUTRAL:
-                raise _wrong(f"{name} is not implemented: leave it out")
-            raise _wrong(f"{name[:100]!r} is not a field that this server knows")
+                raise _wrong("is not implemented: leave it out", name)
+            raise _wrong("is not a field that this server knows", name)
         return values
 
 
@@ -143,6 +143,7 @@ class Generation(Strict):
     """What chat and plain completions have in common. None: as if it were left out."""
 
     ignored = frozenset(IGNORED)
+    logprobs_field: ClassVar[str] = "logprobs"
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -182,7 +183,8 @@ class Generation(Strict):
             raise ApiError(400, message, param="stop")
         logprobs = self.asked_logprobs()
         if logprobs is not None and logprobs > limits.top_logprobs:
-            raise ApiError(400, f"more than {limits.top_logprobs} log-probabilities a token")
+            field = self.logprobs_field
+            raise ApiError(400, f"{field} is above {limits.top_logprobs}", param=field)
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -209,6 +211,8 @@ class Generation(Strict):
 
 class ChatRequest(Generation):
     """``POST /v1/chat/completions``."""
+
+    logprobs_field = "top_logprobs"
 
     messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -240,7 +244,8 @@ class CompletionRequest(Generation):
 
 def first_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a request, in one line."""
-    (first, *_) = error.errors(include_url=False, include_context=False, include_input=False)
-    place = ".".join(str(part)[:100] for part in first["loc"])
+    (first, *_) = error.errors(include_url=False, include_input=False)
+    field = first.get("ctx", {}).get("field")
+    place = ".".join(str(part)[:100] for part in (*first["loc"], *([field] if field else [])))
     message = first["msg"][:1].lower() + first["msg"][1:]
     return ApiError(400, f"{place}: {message}" if place else message, param=place or None)
