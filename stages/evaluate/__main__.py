@@ -11,6 +11,7 @@ from stages.params import read
 from stages.progress import say
 from stages.runtime import RuntimeParams, start_torch
 from stages.scratch import remove_complete
+from stages.trackers import WandbParams, reopen_tracker
 
 MODEL = Path("models/chat")
 METRICS = Path("metrics/eval.json")
@@ -27,7 +28,7 @@ def main() -> None:
     from model.loading import load
     from stages.evaluate.baselines import baselines
     from stages.evaluate.measures import report
-    from stages.evaluate.samples import write_samples
+    from stages.evaluate.samples import sample_rows, write_samples
     from stages.scoring import score
 
     started = time.perf_counter()
@@ -44,6 +45,9 @@ def main() -> None:
     metrics["validation_sha256"] = manifest["validation_sha256"]
     write_text(SAMPLES, "\n".join(page.lines) + "\n")
     write_json(METRICS, metrics)
+    with reopen_tracker(read("wandb", WandbParams), runtime, MODEL) as tracker:
+        tracker.summary({"eval": metrics})
+        tracker.table("samples", ("prompt", "reply", "text"), sample_rows(page.lines))
     write_json(LOCAL, {"seconds": round(time.perf_counter() - started, 1), "device": str(device)})
     say(
         f"evaluate: {metrics['bits_per_byte']} bits per byte "

@@ -161,6 +161,18 @@ def transcript(tokenizer: ChatTokenizer, ids: list[int]) -> list[tuple[str, str,
     return [(role, tokenizer.decode(words), ended) for role, words, ended in turns]
 
 
+def sample_rows(lines: list[str]) -> list[tuple[str, str, str]]:
+    """The page as a table: what was said last, whose reply (greedy, sampled, actual), its text."""
+    prompt, rows = "", []
+    for line in lines:
+        if line.startswith("**"):
+            prompt = line.partition(":** ")[2].strip()
+        elif line.startswith("- "):
+            name, _, text = line[2:].partition(": ")
+            rows.append((prompt, name, text))
+    return rows
+
+
 def _inline(text: str) -> str:
     """Text on one line of Markdown, its special characters shown as they are."""
     for character in "\\`*_[]<>#|&~$":
