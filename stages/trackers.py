@@ -71,7 +71,8 @@ class Tracker(Protocol):
         kind: type[BaseException] | None,
         value: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        return None
 
 
 class NoTracker(Tracker):
