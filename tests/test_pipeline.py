@@ -30,7 +30,7 @@ LEFT_OUT = {
     "stages/train/prefetch.py": "when batches are read, not which",
     "stages/train/saves.py": "as checkpoints",
     "stages/train/stopping.py": "when to save and stop",
-    "stages/train/trackers.py": "hears of training, changes nothing",
+    "stages/trackers.py": "hears of training, changes nothing",
     "stages/workers.py": "how many threads: tests of the rooms find the same bytes",
 }
 # Never part of a stage's hash: this machine, and where a run is followed.

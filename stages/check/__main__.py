@@ -15,9 +15,9 @@ from stages.params import PARAMS_FILE, read_yaml, unknown_key, validate
 from stages.runtime import RuntimeParams, check_device
 from stages.shards.params import ShardsParams
 from stages.tokenizer.params import TokenizerParams
+from stages.trackers import WandbParams
 from stages.train.params import ModelParams, Seed, TrainParams
 from stages.train.shape import check_shape
-from stages.train.trackers import WandbParams
 
 OUTPUT = Path("data/checked.txt")
 

@@ -14,10 +14,10 @@ from stages.errors import SettingsError, run
 from stages.files import write_text
 from stages.params import read
 from stages.runtime import RuntimeParams, check_device, memory_bytes, start_torch
+from stages.trackers import WandbParams
 from stages.train.params import ModelParams, Seed, TrainParams
 from stages.train.shape import check_shape, config_of_start
 from stages.train.start import check_start
-from stages.train.trackers import WandbParams
 
 OUTPUT = Path("data/preflight.txt")
 
