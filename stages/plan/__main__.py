@@ -79,7 +79,7 @@ def reckon(settings: Settings, tokens: int | None = None) -> Plan:
     of = parameters(config)
     seen = steps * per_step * model.seq_len
 
-    from stages.train.meter import flops_per_token
+    from model.flops import flops_per_token
 
     flops = seen * flops_per_token(config)
     storage = disk(of, train, data.size, settings.runtime.keep_checkpoints)
