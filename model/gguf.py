@@ -16,12 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType
-from gguf.quants import QuantError, quantize
 from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
+
+try:
+    import gguf
+    from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+    from gguf.quants import QuantError, quantize
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.exit("error: this needs the package gguf: pip install -e '.[gguf]'")
 
 from model.config import ModelConfig
 from model.hugging_face import to_hugging_face

@@ -71,7 +71,10 @@ def _cut(content: dict[str, Any]) -> list[Any]:
     """What decides how text is cut into words, and those into tokens."""
     steps = content["pre_tokenizer"] or {}
     parts = steps.get("pretokenizers", [steps])
-    # trim_offsets changes no id; a space before the text is a change of the text.
+    # trim_offsets changes no id; a space before the text is a change of the text. Files of before
+    # use_regex mean true.
     without = ("add_prefix_space", "trim_offsets")
+    old = {"use_regex": True}
+    parts = [{**(old if part.get("type") == "ByteLevel" else {}), **part} for part in parts]
     parts = [{k: v for k, v in part.items() if k not in without} for part in parts]
     return [parts, bool(content["model"].get("ignore_merges"))]

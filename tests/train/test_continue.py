@@ -250,6 +250,15 @@ def no_tokenizer(root: Path) -> None:
     (root / FOLDER / "tokenizer.json").unlink()
 
 
+def older_file(root: Path) -> None:
+    """As files were written before tokenizers had these keys."""
+    path = root / FOLDER / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    del tokenizer["pre_tokenizer"]["use_regex"], tokenizer["model"]["ignore_merges"]
+    tokenizer["model"]["merges"] = [" ".join(merge) for merge in tokenizer["model"]["merges"]]
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
 def too_few_rows(root: Path) -> None:
     shutil.rmtree(root / FOLDER)
     model = lively(plain_llama(300))
@@ -291,6 +300,12 @@ def test_a_tokenizer_that_is_not_the_folders_own_is_one_line(
     (line,) = error_lines(capfd.readouterr().err)
     assert "train.init_from: " in line
     assert message in line
+
+
+def test_a_file_of_older_form_is_the_folders_own(shards_of_theirs: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(shards_of_theirs, tmp_path / "root"))
+    older_file(root)
+    assert exit_code("preflight", root) == 0
 
 
 def test_a_learnt_tokenizer_is_not_the_folders(
