@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from stages.conversations import Message
 
 LENGTH = 50  # bytes of a substring
-MOST_BYTES = 2**24
+MOST_BYTES = 2**22
 BLOCK = 2**21  # bytes of training text at a time
-MOST_FILTER_BITS = 27
 
 Hashes = NDArray[np.uint64]
 
@@ -65,14 +64,14 @@ def contamination(
     order = np.argsort(hashes, kind="stable")
     wanted = hashes[order]
     found = np.zeros(len(wanted), np.bool_)
-    # Most of training's substrings are passed over by one look at a table, at most 128 MiB.
-    bits = min(len(wanted).bit_length() + 4, MOST_FILTER_BITS)
+    # Most of training's substrings are passed over by one look at a table.
+    bits = len(wanted).bit_length() + 2
     shift = np.uint64(64 - bits)
     maybe = np.zeros(2**bits, np.bool_)
     maybe[wanted >> shift] = True
     for block in _blocks(train):
         seen, _ = _hashes(block)
-        seen = np.unique(seen[maybe[seen >> shift]])
+        seen = np.sort(seen[maybe[seen >> shift]])
         if len(wanted) and len(seen):
             place = np.searchsorted(wanted, seen).clip(max=len(wanted) - 1)
             found[place[wanted[place] == seen]] = True

@@ -7,6 +7,7 @@ Steps are counted from 1, as in metrics/history.csv, lines too.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from itertools import groupby, islice
@@ -61,6 +62,9 @@ def main() -> None:
     if options.row is not None:
         show_row(order, options.row)
         return
+    total = params.max_steps or order.steps(params.epochs)
+    if options.step > total:
+        raise SettingsError(f"step {options.step:,}: with these params training has {total:,}")
     show_conversations(order, options.step)
     if options.tokens:
         show_sequences(order, options.step)
@@ -154,4 +158,6 @@ def printable(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # `| head` is no failure
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     run("batch", main)

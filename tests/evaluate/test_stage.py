@@ -148,10 +148,10 @@ def test_every_table_adds_up_to_the_whole(evaluated: Path) -> None:
 
 
 def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested values by their joined keys."""
+    """Nested numbers by their joined keys."""
     result = {}
     for key, value in values.items():
-        if value is None:
+        if value is None or isinstance(value, str):
             continue
         inner = flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
         result.update(inner)

@@ -1,6 +1,8 @@
 """The commands beside training: the largest pass that fits, and what an update read."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,14 @@ from stages.errors import SettingsError
 from stages.scoring import IGNORED
 from stages.train import batch, fit
 from stages.train.data_order import DataOrder
-from tests.builders import build_data, call_stage, run_stage, tiny_params, write_params
+from tests.builders import (
+    build_data,
+    call_stage,
+    run_stage,
+    stage_environment,
+    tiny_params,
+    write_params,
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +155,24 @@ def test_batch_wants_a_number_from_1(
     monkeypatch.setattr("sys.argv", ["batch", *arguments])
     with pytest.raises(SettingsError, match="number of a step"):
         batch.main()
+
+
+def test_batch_knows_how_many_steps_there_are(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "step 6 reads" in show(world, monkeypatch, capsys, ["6"])
+    with pytest.raises(SettingsError, match="step 7: with these params training has 6"):
+        show(world, monkeypatch, capsys, ["7"])
+
+
+def test_batch_ends_quietly_when_its_reader_does(world: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m stages.train.batch 1 --tokens | head -n 1",
+        shell=True, cwd=world, env=stage_environment(world), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert "step 1 reads" in done.stdout
+    assert done.stderr == ""
 
 
 def test_batch_knows_how_many_rows_there_are(
