@@ -1,7 +1,9 @@
 """The shape of a model, and its form as a Hugging Face ``config.json``."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -128,15 +130,13 @@ class ModelConfig:
         for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
             if values.get(key):
                 raise ValueError(f"{key} is set: this network has no such part")
+        if values.get("quantization_config"):
+            raise ValueError("quantization_config is set: quantised weights are not read here")
         if values.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act '{values['hidden_act']}' is not silu")
-        # rope_scaling, the older key, wins in transformers when both are there.
-        rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type != "default":
-            raise ValueError(f"rope_type '{rope_type}': only default rotary positions are known")
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError("partial_rotary_factor is set: only whole heads are rotated here")
+        for layer in values.get("layer_types") or ():
+            if layer != "full_attention":
+                raise ValueError(f"layer_types: '{layer}' is not full_attention")
         try:
             heads = values["num_attention_heads"]
             return cls(
@@ -147,19 +147,66 @@ class ModelConfig:
                 kv_heads=values.get("num_key_value_heads") or heads,
                 d_ff=values["intermediate_size"],
                 seq_len=values["max_position_embeddings"],
-                rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
+                rope_theta=_rope_theta(values),
                 qk_norm=kind == "qwen3",
                 tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-                norm_eps=values.get("rms_norm_eps", 1e-6),
-                head_dim=values.get("head_dim") or 0,
-                bos_id=values.get("bos_token_id"),
+                norm_eps=_number("rms_norm_eps", values.get("rms_norm_eps", 1e-6)),
+                # What transformers takes where a config does not say.
+                head_dim=values.get("head_dim", 128 if kind == "qwen3" else 0) or 0,
+                bos_id=_first(values.get("bos_token_id")),
                 end_id=_first(values.get("eos_token_id")),
-                pad_id=values.get("pad_token_id"),
+                pad_id=_first(values.get("pad_token_id")),
                 document_mask=bool(values.get("document_mask", False)),
             )
         except KeyError as error:
             raise ValueError(f"config.json has no {error}") from None
 
 
+def _rope_theta(values: Mapping[str, Any]) -> float:
+    """The base of plain rotary positions. Raises ValueError for positions of another kind."""
+    # rope_scaling, the older key, wins in transformers when both are there.
+    key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    rope = values.get(key) or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{key}: {rope!r} is no mapping")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise ValueError(f"{key}: rope_type '{rope_type}': only default rotary positions are known")
+    for place in (rope, values):
+        if place.get("partial_rotary_factor", 1.0) not in (1.0, None):
+            raise ValueError("partial_rotary_factor is set: only whole heads are rotated here")
+    return _number("rope_theta", rope.get("rope_theta", values.get("rope_theta", 10_000.0)))
+
+
+def _number(key: str, value: object) -> float:
+    if not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{key}: {value!r} is not a positive number")
+    return float(value)
+
+
 def _first(value: int | list[int] | None) -> int | None:
-    return value[0] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return value[0] if value else None
+    return value
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The shape of a Llama or Qwen3 folder. Raises FileNotFoundError and ValueError."""
+    values = read_json(Path(folder) / "config.json")
+    try:
+        return ModelConfig.from_hugging_face(values)
+    except ValueError as error:
+        raise ValueError(f"'{folder}': {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder. Raises FileNotFoundError and ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in '{path.parent}'")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from model.reading import load_model, read_json
+from model.config import read_json
+from model.reading import load_model
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
 from model.vocabulary import vocabulary_sha256

@@ -1,24 +1,18 @@
 """Opening the network of a model folder: one that training wrote, or that transformers wrote."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.config import read_config, read_json
 from model.hugging_face import parts_of
 from model.transformer import Transformer, rotary_tables
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
-
-def read_config(folder: str | Path) -> ModelConfig:
-    """The shape of a Llama or Qwen3 folder. Raises FileNotFoundError and ValueError."""
-    return ModelConfig.from_hugging_face(read_json(Path(folder) / "config.json"))
+READABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Transformer:
@@ -46,6 +40,11 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Transf
                 raise ValueError(
                     f"'{folder}': {part_name} is {tuple(part.shape)}, "
                     f"config.json wants {tuple(expected.shape)}"
+                )
+            if part.dtype not in READABLE:
+                raise ValueError(
+                    f"'{folder}': {part_name} is {part.dtype}: only float32, float16 and bfloat16 "
+                    "weights are read here"
                 )
             parts.append(part)
         state[name] = torch.cat(parts).float()
@@ -80,15 +79,3 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
     return weights
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in '{path.parent}'")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return value

@@ -1,7 +1,8 @@
 """Writing a model folder in the form of Hugging Face.
 
 ``config.json``, ``generation_config.json``, ``model.safetensors`` with the names of Llama (Qwen3
-with ``qk_norm``) and the tokenizer's two files: transformers, vLLM and llama.cpp read it as it is.
+with ``qk_norm``) and the tokenizer's two files: what opens such folders opens ours, as transformers
+and vLLM; ``model.gguf`` makes of it what llama.cpp opens.
 """
 
 import json

@@ -169,6 +169,8 @@ class ChatTokenizer:
             "pad_token": PAD,
             "additional_special_tokens": list(ROLE_TOKENS.values()),
             "clean_up_tokenization_spaces": False,
+            # In a batch a decoder goes on from the end of each prompt.
+            "padding_side": "left",
             "chat_template": CHAT_TEMPLATE,
         }
         text = json.dumps(config, indent=2, ensure_ascii=True) + "\n"

@@ -2,10 +2,20 @@
 
 import os
 
+# Set by stages.train.launch for the processes that it starts: its own process.
+LAUNCHER = "PARLEY_LAUNCHER"
+_PARENT = os.getppid()  # noted early: who has died before is not missed later
+
 
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def orphaned() -> bool:
+    """Whether the process that started this one has died."""
+    parent = os.environ.get(LAUNCHER) if launched() else None
+    return os.getppid() != (_PARENT if parent is None else int(parent))
 
 
 def speaks() -> bool:

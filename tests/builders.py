@@ -261,10 +261,10 @@ def start_stage(
         signal.signal(signal.SIGINT, before)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str]:
     """Waits for a stage and returns its exit code and stderr."""
     try:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=seconds)
     finally:
         process.kill()
     return process.returncode, errors
@@ -275,9 +275,10 @@ def run_stage(
     root: Path,
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    seconds: float = 300,
 ) -> tuple[int, str]:
     """Runs ``python -m stages.<name>`` in ``root`` and returns its exit code and stderr."""
-    return finish(start_stage(name, root, options, environment))
+    return finish(start_stage(name, root, options, environment), seconds)
 
 
 def error_lines(stderr: str) -> list[str]:

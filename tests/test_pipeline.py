@@ -15,6 +15,8 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 # Imported, but no part of what decides an output; with what they import in turn.
 LEFT_OUT = {
     "model/__init__.py": "names that lead to other modules",
+    "model/native/backend.py": "evaluation computes by torch's operations, whatever the machine",
+    "model/native/build.py": "as the kernel",
     "stages/download/transfer.py": "how the hub's files come; each is compared with its digest",
     "stages/errors.py": "messages and exit codes",
     "stages/params.py": "DVC hashes the values themselves",
@@ -28,7 +30,7 @@ LEFT_OUT = {
     "stages/train/prefetch.py": "when batches are read, not which",
     "stages/train/saves.py": "as checkpoints",
     "stages/train/stopping.py": "when to save and stop",
-    "stages/train/trackers.py": "hears of training, changes nothing",
+    "stages/trackers.py": "hears of training, changes nothing",
     "stages/workers.py": "how many threads: tests of the rooms find the same bytes",
 }
 # Never part of a stage's hash: this machine, and where a run is followed.

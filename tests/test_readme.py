@@ -1,4 +1,4 @@
-"""What README.md tells people to type works, and what it says of the parameters is true."""
+"""What the pages tell people to type works, and what they say of the parameters is true."""
 
 import json
 import re
@@ -16,18 +16,26 @@ from tests.closure import ROOT
 from tests.conftest import TINY, Run, environment, make_clone
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROOMS = sorted((ROOT / "stages").glob("*/README.md"))
+PAGES = [
+    ROOT / "README.md",
+    *ROOMS,
+    ROOT / "stages/train/LOG.md",
+    *sorted((ROOT / "model").glob("*.md")),
+    ROOT / "tests/benchmarks/README.md",
+]
 
 # .ci/run installs and calls pytest: here that would replace the installation under test.
 INSTALL = re.compile(r"pip install -e '?\.(\[test\])?'? && ")
 CALLED_BY_CI = {"pytest"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.M | re.S)
 
 
-def commands() -> list[str]:
-    lines = [INSTALL.sub("", line) for block in blocks("bash") for line in block.splitlines()]
+def commands(page: str = README) -> list[str]:
+    lines = [INSTALL.sub("", line) for b in blocks("bash", page) for line in b.splitlines()]
     return [line for line in lines if line not in CALLED_BY_CI]
 
 
@@ -62,7 +70,7 @@ def test_the_commands_work_in_order(tmp_path: Path) -> None:
     ]
     lines = "".join(json.dumps(chat) + "\n" for chat in chats)
     (tmp_path / "chats.jsonl").write_text(lines, encoding="utf-8")
-    assert len(commands()) >= 7
+    assert len(commands()) >= 12
     for command in commands():
         run("bash", "-euo", "pipefail", "-c", command)
         if command == "dvc repro":
@@ -70,8 +78,14 @@ def test_the_commands_work_in_order(tmp_path: Path) -> None:
                 assert run(sys.executable, "-c", program).returncode == 0
     assert json.loads((tmp_path / "metrics/data.json").read_text())["rows"]["read"] == 300
 
+    run("git", "checkout", "--quiet", "params.yaml", "dvc.lock", "metrics")
+    for room in ROOMS:
+        run("dvc", "repro")
+        for command in commands(room.read_text(encoding="utf-8")):
+            run("bash", "-euo", "pipefail", "-c", command)
 
-@pytest.mark.parametrize("block", blocks("sh"))
+
+@pytest.mark.parametrize("block", [b for b in blocks("sh") if "dvc exp run" in b])
 def test_recipes_that_need_the_hub_have_valid_settings(block: str, tmp_path: Path) -> None:
     make_clone(tmp_path, {})
     command = next(
@@ -99,6 +113,13 @@ def test_every_parameter_is_in_the_table_with_its_default() -> None:
             ), key
 
 
-def test_files_that_the_readme_links_to_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_links_to_exists(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.M)
+            slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in slugs, target

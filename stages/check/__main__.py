@@ -15,8 +15,9 @@ from stages.params import PARAMS_FILE, read_yaml, unknown_key, validate
 from stages.runtime import RuntimeParams, check_device
 from stages.shards.params import ShardsParams
 from stages.tokenizer.params import TokenizerParams
+from stages.trackers import WandbParams
 from stages.train.params import ModelParams, Seed, TrainParams
-from stages.train.trackers import WandbParams
+from stages.train.shape import check_shape
 
 OUTPUT = Path("data/checked.txt")
 
@@ -40,6 +41,7 @@ def check(values: dict[str, Any]) -> None:
             raise SettingsError(f"{PARAMS_FILE}: {unknown_key(str(name), list(SECTIONS))}")
     sections = {name: validate(name, schema, values) for name, schema in SECTIONS.items()}
     check_device(sections["runtime"])
+    check_shape(sections["train"].init_from, sections["model"])
 
 
 def main() -> None:

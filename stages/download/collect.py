@@ -8,7 +8,7 @@ from stages.conversations import SPLITS, Split
 from stages.download.digests import Digests
 from stages.download.normalise import held_out
 from stages.download.outcomes import Bad, Dropped, Outcomes, outcomes
-from stages.download.params import DataParams
+from stages.download.params import LOCAL, DataParams
 from stages.download.report import Tally
 from stages.download.rows import Rows
 from stages.download.selection import Selection
@@ -19,6 +19,9 @@ from stages.progress import Progress
 
 # Malformed rows are judged at the end; a source that is not what it says it is stops earlier.
 HOPELESS_ROWS = 10_000
+
+# Reasons of which a column that the settings name, and no row has, is the nearest cause.
+NO_COLUMN = {"unknown_columns", "missing_column"}
 
 
 def collect(
@@ -75,7 +78,7 @@ class _Collector:
             "validation": OrderedSplitFile(folder / "validation.jsonl"),
         }
         self._seen, self._seen_in_validation = Digests(), Digests()
-        self._first_bad = ""
+        self._first_bad = self._first_reason = ""
 
     def take(self, found: Outcomes, own: Split | None = None) -> None:
         """Takes rows for the split ``own``, or for that which a conversation's digest decides.
@@ -119,12 +122,17 @@ class _Collector:
     def _reject(self, bad: Bad) -> None:
         self._tally.malformed += 1
         self._tally.dropped[bad.reason] += 1
-        self._first_bad = self._first_bad or f"{bad.where}: {bad.reason}"
+        if not self._first_bad:
+            detail = f" ({bad.detail})" if bad.detail else ""
+            self._first_bad = f"{bad.where}: {bad.reason}{detail}"
+            self._first_reason = bad.reason
         self._rejected.write(json.dumps({"where": bad.where, "reason": bad.reason}) + "\n")
 
     def _check(self, kept: int, own: Split | None) -> None:
         tally, params = self._tally, self._params
         if tally.read and tally.malformed / tally.read > params.max_bad_fraction:
+            if self._first_reason in NO_COLUMN:
+                self._selection.check_columns()
             raise DataError(
                 f"{tally.malformed:,} of {tally.read:,} rows are malformed, more than "
                 f"data.max_bad_fraction {params.max_bad_fraction} allows; the first is "
@@ -135,9 +143,11 @@ class _Collector:
         if not kept:
             reasons = ", ".join(f"{n:,} {reason}" for reason, n in tally.dropped.most_common())
             of = f" of data.validation_split '{params.validation_split}'"
+            source = f"data.path '{params.path}'" if params.name == LOCAL else params.name
             raise DataError(
                 f"no conversation is left of {tally.read:,} rows"
-                f"{of if own == 'validation' else ''} ({reasons or 'the source is empty'})"
+                f"{of if own == 'validation' else ''} ({reasons or 'the source is empty'}): "
+                f"{source}"
             )
 
     def close(self) -> dict[str, Any]:

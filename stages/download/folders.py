@@ -15,7 +15,7 @@ from pathlib import Path
 from stages.errors import DataError, SettingsError
 
 # Kinds of file by the end of their name, which may be followed by one of COMPRESSIONS.
-KINDS = ("jsonl", "ndjson", "json", "csv", "parquet", "arrow", "txt")
+KINDS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "txt")
 COMPRESSIONS = (".gz", ".zst")
 TRAIN = "train"
 
@@ -30,15 +30,17 @@ def kind_of(file: Path) -> str:
 
 
 def files_below(path: Path) -> tuple[list[Path], list[Path]]:
-    """The files of a folder that can be read, and those that are of no kind that is.
+    """The files of a folder that can be read, and those that are of no kind that is, with links.
 
     Raises DataError when there is none to read.
     """
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
+    found = sorted(p for p in path.rglob("*") if not _hidden(p, path))
+    files = [p for p in found if p.is_file()]
     folders = {file.parent for file in files}
     saved = {folder: _data_of(folder) for folder in folders if _is_saved(folder)}
     known: list[Path] = []
-    others: list[Path] = []
+    # Linked folders are not gone into, as DVC does not: a link may lead round in a circle.
+    others = [p for p in found if p.is_symlink() and not p.is_file()]
     for file in files:
         if file.parent in saved:
             if file in saved[file.parent]:

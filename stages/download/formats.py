@@ -7,6 +7,7 @@ An adapter raises ``Malformed`` for a row that does not have the shape its forma
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +18,14 @@ Turn = tuple[Role, str]
 
 
 class Malformed(ValueError):
-    """The row breaks its format; the message is the reason that the report counts."""
+    """The row breaks its format; the message is the reason that the report counts.
+
+    ``detail`` says more of this row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
 
 
 class Unusable(ValueError):
@@ -43,7 +51,7 @@ _CALLS = ("tool_calls", "function_call")
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise Malformed("wrong_type")
+        raise Malformed("wrong_type", f"{type(value).__name__} where text is wanted")
     return value
 
 
@@ -69,7 +77,8 @@ def _fields(message: object, first: str, second: str) -> tuple[Any, Any]:
     if not isinstance(message, dict):
         raise Malformed("wrong_type")
     if first not in message or second not in message:
-        raise Malformed("message_without_role_or_content")
+        names = _shown(message)
+        raise Malformed("message_without_role_or_content", f"it has {names or 'nothing'}")
     return message[first], message[second]
 
 
@@ -87,10 +96,14 @@ def _content(value: object) -> str:
     return "\n".join(texts)
 
 
-def _messages(value: object, role_key: str, content_key: str) -> list[Turn]:
+def _messages(value: object) -> list[Turn]:
+    """Of messages of {role, content} or of {from, value}: many name the column as the others do."""
     turns: list[Turn] = []
     for message in _items(value):
-        name, content = _fields(message, role_key, content_key)
+        if isinstance(message, dict) and "from" in message and "role" not in message:
+            name, content = _fields(message, "from", "value")
+        else:
+            name, content = _fields(message, "role", "content")
         role = _ROLES.get(_text(name)) or _ROLES.get(name.strip().lower())
         if role is None:
             raise Unusable("unknown_role")
@@ -104,17 +117,17 @@ def _messages(value: object, role_key: str, content_key: str) -> list[Turn]:
 
 def conversation(row: Mapping[str, Any]) -> list[Turn]:
     """LMSYS: ``conversation`` is a list of {role, content}."""
-    return _messages(row["conversation"], "role", "content")
+    return _messages(row["conversation"])
 
 
 def messages(row: Mapping[str, Any]) -> list[Turn]:
     """OpenAI: ``messages`` is a list of {role, content}, whose content may be a list of parts."""
-    return _messages(row["messages"], "role", "content")
+    return _messages(row["messages"])
 
 
 def sharegpt(row: Mapping[str, Any]) -> list[Turn]:
     """ShareGPT: ``conversations`` is a list of {from, value}."""
-    return _messages(row["conversations"], "from", "value")
+    return _messages(row["conversations"])
 
 
 def alpaca(row: Mapping[str, Any]) -> list[Turn]:
@@ -134,7 +147,7 @@ def pairs(row: Mapping[str, Any]) -> list[Turn]:
     for ask, answer in _PAIRS:
         if ask in row and answer in row:
             return [("user", _text(row[ask])), ("assistant", _text(row[answer]))]
-    raise Malformed("missing_column")
+    raise Malformed("missing_column", _columns_told(row))
 
 
 def turns(row: Mapping[str, Any]) -> list[Turn]:
@@ -228,8 +241,18 @@ def adapt(row: Mapping[str, Any], name: str) -> list[Turn]:
     """
     found = recognise(row) if name == AUTO else name
     if found is None:
-        raise Malformed("unknown_columns")
+        raise Malformed("unknown_columns", _columns_told(row))
     try:
         return FORMATS[found].adapter(row)
     except KeyError:
-        raise Malformed("missing_column") from None
+        raise Malformed("missing_column", _columns_told(row)) from None
+
+
+def _columns_told(row: Mapping[str, Any]) -> str:
+    return f"of {_shown(row) or 'no column'}: name the columns with data.columns"
+
+
+def _shown(names: Iterable[object]) -> str:
+    """The first few names, each cut short."""
+    listed = [f"'{str(name)[:40]}'" for name in itertools.islice(names, 9)]
+    return ", ".join([*listed[:8], *(["…"] if len(listed) > 8 else [])])

@@ -24,7 +24,6 @@ from stages.download.folders import COMPRESSIONS, KINDS
 from stages.download.params import EMBEDDED, LOCAL, DataParams
 from stages.download.readers import rows_of
 from stages.download.rows import Part, Rows
-from stages.download.streams import DAMAGED_GZIP, open_bytes
 from stages.download.tables import batch_rows
 from stages.errors import DISK_ERRNOS, AccessError, DataError, SettingsError, StageError
 from stages.files import write_json, write_text
@@ -40,7 +39,6 @@ READ_ROWS = 1024  # at a time
 _OWN_LOADERS = {"csv", "json", "parquet", "text"}
 _PACKED = "|".join(map(re.escape, COMPRESSIONS))
 _OWN_FILES = re.compile(rf".+\.({'|'.join(KINDS)})({_PACKED})?", re.IGNORECASE | re.DOTALL)
-_JSON_FILE = re.compile(rf".+\.json({_PACKED})?", re.IGNORECASE | re.DOTALL)
 
 # What every loader's configuration has; the rest are options that a data set's card can set.
 _NOT_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features"}
@@ -358,35 +356,10 @@ def _rows(listing: _Listing, split: str, columns: Collection[str]) -> Rows:
 def _file_rows(listing: _Listing, file: "HubFile", local: Path, columns: Collection[str]) -> Rows:
     where = f"{listing.name}/{file.path}"
     try:
-        kind = "jsonl" if _has_object_a_line(local) else None
-        for number, row in rows_of(local, columns, kind):
+        for number, row in rows_of(local, columns):
             yield f"{where}:{number}", row
     except DataError as error:  # names the file by its place in the cache
         raise DataError(str(error).replace(str(local), where)) from None
-
-
-def _has_object_a_line(file: Path) -> bool:
-    """Whether a file that is called JSON is JSON Lines: two lines and more, an object in one.
-
-    Many on the hub are, and the loader of `datasets` takes either.
-    """
-    if not _JSON_FILE.fullmatch(file.name):
-        return False
-    try:
-        with open_bytes(file) as stream:
-            if stream.peek(64)[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-                return False
-            lines = list(itertools.islice(filter(bytes.strip, stream), 2))
-    except (*DAMAGED_GZIP, OSError):  # its reader says so
-        return False
-    return len(lines) == 2 and any(map(_is_object, lines))
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 # --- what goes wrong ---

@@ -14,6 +14,7 @@ from stages.download.streams import open_text
 from stages.errors import DataError
 
 CHUNK = 1 << 20  # bytes read at once, or as many as the record that is being read has so far
+LONGEST_LINE = 1 << 26  # bytes of a line that is_lines looks at: memory does not grow with a file
 NEAR_END = 16  # what fails so near to the end of what was read may be cut, as a string always may
 
 _CUT = ", and the file ends: is it cut off?"
@@ -57,6 +58,30 @@ def read_json(file: Path) -> Iterator[tuple[int, Row]]:
                 yield from enumerate(text.records(), 1)
             else:
                 text.skip()
+
+
+def is_lines(file: Path) -> bool:
+    """Whether a file that is called JSON is JSON Lines: two lines and more, an object in one.
+
+    Many are, on the hub and elsewhere, and the loader of `datasets` takes either.
+    """
+    with open_text(file) as stream:
+        if stream.peek(64)[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            return False
+        found: list[bytes] = []
+        while len(found) < 2 and (line := stream.readline(LONGEST_LINE)):
+            if not line.endswith(b"\n") and len(line) == LONGEST_LINE:
+                return False
+            if line.strip():
+                found.append(line)
+    return len(found) == 2 and any(map(_is_object, found))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _Text:

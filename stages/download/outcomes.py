@@ -29,10 +29,11 @@ class Dropped(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """A malformed row, and where it stands."""
+    """A malformed row, where it stands, and what more there is to say of it."""
 
     where: str
     reason: str
+    detail: str = ""
 
 
 Outcome = Kept | Dropped | Bad
@@ -45,7 +46,7 @@ def outcomes(rows: Rows, selection: Selection) -> Outcomes:
         try:
             chosen = selection.conversation(row)
         except Malformed as error:
-            yield Bad(where, str(error))
+            yield Bad(where, str(error), error.detail)
         except Unusable as error:
             yield Dropped(str(error))
         else:

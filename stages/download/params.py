@@ -61,8 +61,11 @@ class DataParams(Section):
     def _path_exists(self) -> "DataParams":
         if self.name == LOCAL and self.path == EMBEDDED_MARKER:
             raise ValueError("path: set it to your own file or folder (data.name is local)")
-        if not Path(self.path).exists():
-            raise ValueError(f"path: '{self.path}' does not exist")
+        path = Path(self.path)
+        if not (path.is_file() or path.is_dir()):
+            home = ": give the whole path, ~ is not expanded" if self.path.startswith("~") else ""
+            what = "is neither a file nor a folder" if path.exists() else "does not exist"
+            raise ValueError(f"path: '{self.path}' {what}{home}")
         return self
 
     @model_validator(mode="after")
@@ -75,7 +78,7 @@ class DataParams(Section):
         if self.name in (EMBEDDED, LOCAL):
             self._check_unset(
                 HUB_KEYS,
-                "is used for data sets of the Hugging Face hub alone: set it back to {none}, or "
+                "it is used for data sets of the Hugging Face hub alone: set it back to {none}, or "
                 f"data.name ('{self.name}') to an id (owner/name)",
             )
         if self.name == EMBEDDED or (self.name == LOCAL and not Path(self.path).is_dir()):
@@ -86,7 +89,7 @@ class DataParams(Section):
     def _check_unset(self, keys: Mapping[str, str | None], reason: str) -> None:
         for key, none in keys.items():
             if (value := getattr(self, key)) != none:
-                raise ValueError(f"{key}: '{value}' {reason.format(none=none or 'null')}")
+                raise ValueError(f"{key}: '{value}': {reason.format(none=none or 'null')}")
 
     @model_validator(mode="after")
     def _bounds(self) -> "DataParams":

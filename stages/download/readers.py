@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from stages.download.folders import COMPRESSIONS, KINDS, TRAIN, files_below, files_of_split, kind_of
-from stages.download.json_file import read_json
+from stages.download.json_file import is_lines, read_json
 from stages.download.rows import BadRow, Part, Row, Rows
 from stages.download.streams import DAMAGED_GZIP, open_text
 from stages.download.tables import read_arrow, read_parquet
@@ -23,6 +23,11 @@ from stages.progress import say
 # Plain text is cut into documents at a blank line after DOCUMENT_CHARS, or at any line end after
 # twice that: long enough to hold context, short enough that a single file gives both splits.
 DOCUMENT_CHARS = 2_000
+
+# Separators of columns that programs write besides the comma.
+_SEPARATORS = ";\t"
+
+_ARRAY = "an array of records? name it .json"
 
 
 def read_path(
@@ -72,14 +77,12 @@ def _say_unread(path: Path, files: list[Path], what: str) -> None:
         )
 
 
-def rows_of(
-    file: Path, columns: Collection[str] | None, kind: str | None = None
-) -> Iterator[tuple[int, Row]]:
-    """Rows of one file with their lines or numbers, read as its name says or as ``kind``.
+def rows_of(file: Path, columns: Collection[str] | None) -> Iterator[tuple[int, Row]]:
+    """Rows of one file with their lines or numbers, read as its name says.
 
     Raises DataError, AccessError naming it.
     """
-    reader = READERS.get(kind or kind_of(file))
+    reader = READERS.get(kind_of(file))
     if reader is None:
         raise DataError(
             f"data.path: '{file}' is none of {', '.join(KINDS)} "
@@ -87,6 +90,8 @@ def rows_of(
         )
     packed = file.suffix.lower()
     try:
+        if reader is read_json and is_lines(file):
+            reader = read_jsonl
         if reader is read_parquet or reader is read_arrow:
             yield from reader(file, columns)
         else:
@@ -117,7 +122,7 @@ def read_jsonl(file: Path) -> Iterator[tuple[int, Row]]:
             if line.strip():
                 yield number, _parsed(line)
         else:
-            yield number, value if isinstance(value, dict) else BadRow("not_an_object")
+            yield number, value if isinstance(value, dict) else _not_an_object(line)
 
 
 def _parsed(line: bytes) -> Row:
@@ -125,23 +130,33 @@ def _parsed(line: bytes) -> Row:
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError:
-        return BadRow("not_utf8")
-    except (ValueError, RecursionError):
+        return BadRow("not_utf8", "save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        detail = _ARRAY if line.lstrip().startswith(b"[") else f"{error.msg}, column {error.colno}"
+        return BadRow("not_json", detail)
+    except (ValueError, RecursionError):  # more digits, or brackets, than Python takes
         return BadRow("not_json")
-    return value if isinstance(value, dict) else BadRow("not_an_object")
+    return value if isinstance(value, dict) else _not_an_object(line)
+
+
+def _not_an_object(line: bytes) -> BadRow:
+    return BadRow("not_an_object", _ARRAY if line.lstrip().startswith(b"[") else "")
 
 
 def read_csv(file: Path) -> Iterator[tuple[int, Row]]:
     """Comma-separated values with a header line; a row of another length is malformed.
 
+    Where the header has no comma but semicolons or tabs, as of many spreadsheets, these separate.
     A quote that breaks its row, or is never closed, costs the line on which that row begins.
     """
     csv.field_size_limit(2**31 - 1)
     with open_text(file) as stream:
         # Bytes that are not UTF-8 become lone surrogates, so that they cost no other row.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        first = list(_up_to_text(text))
+        read = functools.partial(csv.reader, delimiter=_separator(*first[-1:]), strict=True)
         header: list[str] = []
-        for number, values in _csv_rows(text):
+        for number, values in _csv_rows(itertools.chain(first, text), read):
             if not header:
                 if isinstance(values, csv.Error):
                     raise DataError(f"{file}:{number}: {values}: is a quote not closed?")
@@ -151,12 +166,27 @@ def read_csv(file: Path) -> Iterator[tuple[int, Row]]:
                     raise DataError(f"{file}:{number}: the header has column '{twice[0]}' twice")
                 header = values
             elif isinstance(values, csv.Error):
-                yield number, BadRow("not_csv")
+                yield number, BadRow("not_csv", str(values))
             elif values:
                 yield number, _csv_row(header, values)
 
 
-def _csv_rows(text: Iterator[str]) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def _up_to_text(lines: Iterator[str]) -> Iterator[str]:
+    """The lines up to the first that is not blank."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
+
+
+def _separator(header: str = "") -> str:
+    separator = max(_SEPARATORS, key=header.count)
+    return separator if separator in header and "," not in header else ","
+
+
+def _csv_rows(
+    text: Iterator[str], read: Callable[[Iterable[str]], Iterator[list[str]]]
+) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Values of each row (none for a blank line) or what breaks it, by number of its first line."""
     number = 1
     again: list[str] = []
@@ -164,7 +194,7 @@ def _csv_rows(text: Iterator[str]) -> Iterator[tuple[int, list[str] | csv.Error]
         taken: list[str] = []
         lines = _noted(itertools.chain(again, text), taken)
         try:
-            values = next(csv.reader(lines, strict=True))
+            values = next(read(lines))
         except StopIteration:
             return
         except csv.Error as error:
@@ -172,7 +202,7 @@ def _csv_rows(text: Iterator[str]) -> Iterator[tuple[int, list[str] | csv.Error]
             # An open quote took in all lines up to the next quote, so those between hold whole
             # rows. The last has that quote, and may begin a row of several lines.
             for inner, line in enumerate(taken[1:-1], number + 1):
-                yield inner, _csv_line(line)
+                yield inner, _csv_line(line, read)
             again = taken[1:][-1:]
             number += len(taken) - len(again)
         else:
@@ -187,20 +217,22 @@ def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
         yield line
 
 
-def _csv_line(line: str) -> list[str] | csv.Error:
+def _csv_line(
+    line: str, read: Callable[[Iterable[str]], Iterator[list[str]]]
+) -> list[str] | csv.Error:
     try:
-        return next(csv.reader([line], strict=True))
+        return next(read([line]))
     except csv.Error as error:
         return error
 
 
 def _csv_row(header: list[str], values: list[str]) -> Row:
     if len(values) != len(header):
-        return BadRow("wrong_number_of_columns")
+        return BadRow("wrong_number_of_columns", f"{len(values):,}, the header {len(header):,}")
     try:
         "".join(values).encode()
     except UnicodeEncodeError:
-        return BadRow("not_utf8")
+        return BadRow("not_utf8", "save the file as UTF-8")
     return dict(zip(header, values, strict=True))
 
 
@@ -237,7 +269,7 @@ def _short_lines(file: Path) -> Iterator[tuple[int, str | BadRow]]:
         try:
             line = content.decode()
         except UnicodeDecodeError:
-            yield number, BadRow("not_utf8")
+            yield number, BadRow("not_utf8", "save the file as UTF-8")
             continue
         start = 0
         while len(line) - start >= 2 * DOCUMENT_CHARS:
@@ -256,6 +288,7 @@ READERS: dict[str, Callable[..., Iterator[tuple[int, Row]]]] = {
     "ndjson": read_jsonl,
     "json": read_json,
     "csv": read_csv,
+    "tsv": read_csv,
     "parquet": read_parquet,
     "arrow": read_arrow,
     "txt": read_txt,

@@ -45,7 +45,7 @@ class Selection:
         """The conversation of ``row``. Raises Malformed, Unusable."""
         params = self._params
         if isinstance(row, BadRow):
-            raise Malformed(row.reason)
+            raise Malformed(row.reason, row.detail)
         if self._unseen:
             self.saw(self._unseen.keys() & row.keys())
         for column, wanted in params.filter.items():

@@ -113,7 +113,7 @@ def _read_part(folder: Path, selection: Selection) -> Outcomes:
                 selection.saw(entry["saw"])
             elif len(entry) == 1:
                 yield Dropped(*entry)
-            elif len(entry) == 2:
+            elif len(entry) == len(Bad._fields):
                 yield Bad(*entry)
             else:
                 digest, length, *rest = entry

@@ -23,12 +23,20 @@ def open_bytes(file: Path) -> io.BufferedReader:
     return file.open("rb")
 
 
+# How files begin that are no text.
+_MARKS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1\x15": ".parquet"}
+
+
 def open_text(file: Path) -> io.BufferedReader:
-    """As ``open_bytes``, for a file of text. Raises DataError if it is UTF-16."""
+    """As ``open_bytes``, for a file of text. Raises DataError if it is UTF-16, or no text."""
     stream = open_bytes(file)
     try:
-        if _is_utf16(stream.peek(64)[:64]):
+        head = stream.peek(64)[:64]
+        if _is_utf16(head):
             raise DataError(f"{file} is UTF-16: save it as UTF-8")
+        for mark, suffix in _MARKS.items():
+            if head.startswith(mark):
+                raise DataError(f"{file} holds a {suffix} file: end its name so")
     except BaseException:
         stream.close()
         raise

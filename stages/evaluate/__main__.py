@@ -13,6 +13,7 @@ from stages.params import read
 from stages.progress import say
 from stages.runtime import RuntimeParams, start_torch
 from stages.scratch import remove_complete
+from stages.trackers import WandbParams, reopen_tracker
 
 MODEL = Path("models/chat")
 METRICS = Path("metrics/eval.json")
@@ -97,6 +98,10 @@ def main() -> None:
     write_text(SAMPLES, "\n".join(page.lines) + "\n")
     write_json(SAMPLES_TABLE, side_by_side(page.table))
     write_json(METRICS, metrics)
+    with reopen_tracker(read("wandb", WandbParams), runtime, MODEL) as tracker:
+        tracker.summary({"eval": metrics})
+        columns = ("prompt", "kind", "reply")
+        tracker.table("samples", columns, [tuple(row[c] for c in columns) for row in page.table])
     write_json(
         LOCAL,
         {

@@ -14,9 +14,10 @@ from stages.errors import SettingsError, run
 from stages.files import write_text
 from stages.params import read
 from stages.runtime import RuntimeParams, check_device, memory_bytes, start_torch
+from stages.trackers import WandbParams
 from stages.train.params import ModelParams, Seed, TrainParams
+from stages.train.shape import check_shape, config_of_start
 from stages.train.start import check_start
-from stages.train.trackers import WandbParams
 
 OUTPUT = Path("data/preflight.txt")
 
@@ -91,7 +92,10 @@ def main() -> None:
     check(manifest, model, train)
     check_validation(TokenStream(manifest, "validation"), train)
     train.check_processes(runtime.processes, runtime.parallel)
-    config = model.config(manifest["vocab_size"], manifest["control_ids"])
+    check_shape(train.init_from, model)
+    config = config_of_start(
+        model.config(manifest["vocab_size"], manifest["control_ids"]), train.init_from
+    )
     check_memory(config, train, runtime)
     check_start(train.init_from, config, TOKENIZER)
     if train.compile:

@@ -11,6 +11,6 @@ what computes, as the settings say:
 * ``processes``, ``launch``: several processes of one training
 
 An unfinished training is kept by ``checkpoints`` (when), ``saves`` (what) and ``fingerprint``
-(for whom). ``meter`` and ``trackers`` watch. Commands: ``fit`` (the largest pass that memory
+(for whom). ``meter`` watches. Commands: ``fit`` (the largest pass that memory
 holds), ``batch`` (what an update read).
 """

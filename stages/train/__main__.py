@@ -3,7 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.corpus import MANIFEST_FILE, SHARDS, TOKENIZER, TokenStream, read_manifest
 from stages.errors import run
@@ -12,8 +12,9 @@ from stages.params import read, read_yaml
 from stages.place import launched
 from stages.progress import say
 from stages.runtime import RuntimeParams, peak_memory_mib, start_torch
+from stages.trackers import WandbParams, open_tracker
 from stages.train.params import ModelParams, Seed, TrainParams
-from stages.train.trackers import NoTracker, WandbParams, open_tracker
+from stages.train.shape import config_of_start
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -32,8 +33,9 @@ def main() -> None:
     model_params, params = read("model", ModelParams), read("train", TrainParams)
     runtime, tracker_params = read("runtime", RuntimeParams), read("wandb", WandbParams)
     manifest = read_manifest()
-    config = model_params.config(
-        manifest["vocab_size"], manifest["control_ids"], params.document_mask
+    config = config_of_start(
+        model_params.config(manifest["vocab_size"], manifest["control_ids"], params.document_mask),
+        params.init_from,
     )
     if runtime.processes > 1 and not launched():
         params.check_processes(runtime.processes, runtime.parallel)
@@ -125,43 +127,42 @@ def main() -> None:
         trained = Trained(engine.model, engine.optimizers, precision, processes)
         common = steps_without_end(total_steps, params) if params.schedule == "wsd" else None
         peak = peak_flops(device, precision.dtype) * processes.count
-        tracker = open_tracker(tracker_params, read_yaml()) if processes.first else NoTracker()
-        try:
-            with (
-                Checkpoints(runtime, decides, trained, common) as checkpoints,
-                Prefetcher(
-                    lambda step: order.batch(step, processes.rank * share, share), total_steps
-                ) as read_batch,
-            ):
-                state = checkpoints.resume() or TrainState()
-                if engine.masters is not None:
-                    engine.masters.publish()
-                started, tokens_before = time.perf_counter(), state.tokens
-                train(
-                    Training(
-                        read=read_batch,
-                        update=engine.updater,
-                        validate=validate,
-                        weights=lambda: full_weights(engine.model),
-                        tracker=tracker,
-                        meter=meter,
-                        after_step=checkpoints.after_step,
-                        documents=lambda step: name_lines(order.documents(step)),
-                        share=lambda speed: speed * flops_per_token(config) / peak,
-                    ),
-                    params,
-                    tokens_per_step,
-                    total_steps,
-                    state,
-                    may_overflow=precision.scaler.is_enabled(),
-                )
-                seconds = time.perf_counter() - started
-                checkpoints.keep_last(state)
-                processes.from_first(
-                    lambda: write_results(state, config, parameters, manifest["tokenizer_sha256"])
-                )
-        finally:
-            tracker.finish()
+        with (
+            Checkpoints(runtime, decides, trained, common) as checkpoints,
+            Prefetcher(
+                lambda step: order.batch(step, processes.rank * share, share), total_steps
+            ) as read_batch,
+            open_tracker(tracker_params, runtime, checkpoints.folder, read_yaml()) as tracker,
+        ):
+            state = checkpoints.resume() or TrainState()
+            if engine.masters is not None:
+                engine.masters.publish()
+            started, tokens_before = time.perf_counter(), state.tokens
+            train(
+                Training(
+                    read=read_batch,
+                    update=engine.updater,
+                    validate=validate,
+                    weights=lambda: full_weights(engine.model),
+                    tracker=tracker,
+                    meter=meter,
+                    after_step=checkpoints.after_step,
+                    documents=lambda step: name_lines(order.documents(step)),
+                    share=lambda speed: speed * flops_per_token(config) / peak,
+                ),
+                params,
+                tokens_per_step,
+                total_steps,
+                state,
+                may_overflow=precision.scaler.is_enabled(),
+            )
+            seconds = time.perf_counter() - started
+            checkpoints.keep_last(state)
+            metrics = processes.from_first(
+                lambda: write_results(state, config, parameters, manifest["tokenizer_sha256"])
+            )
+            tracker.summary({"train": metrics})
+            tracker.made(MODEL)
 
         if processes.first and state.tokens > tokens_before:
             speed = (state.tokens - tokens_before) / seconds
@@ -186,8 +187,8 @@ def main() -> None:
 
 def write_results(
     state: "TrainState", config: "ModelConfig", parameters: int, tokenizer_sha256: str
-) -> None:
-    """Writes the best model, the history and the metrics."""
+) -> dict[str, Any]:
+    """Writes the best model, the history and the metrics, which it returns."""
     from model.flops import flops_per_token
     from model.saving import save_model
     from stages.train.history import write_history
@@ -209,6 +210,7 @@ def write_results(
             "best_step": state.best_step,
         }
         write_json(METRICS, metrics)
+    return metrics
 
 
 if __name__ == "__main__":

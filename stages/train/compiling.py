@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from stages.errors import SettingsError
 from stages.train.attention import chunked_attention
 from stages.train.loss import TrainingLoss, piece_loss
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
 
 def check_compiler(device: torch.device) -> None:
-    """Raises SettingsError when ``train.compile`` has no compiler to call."""
+    """Raises SettingsError when ``train.compile`` has no compiler to call, or can't call it."""
     problem = None
     if device.type == "cpu":
+        _check_paths()
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 
@@ -35,12 +39,30 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
+def _check_paths() -> None:
+    """Inductor quotes no path that it hands to the C++ compiler."""
+    for what, path in (
+        (CACHE, os.environ.get(CACHE, "")),
+        ("the folder of torch", torch.__path__[0]),
+        ("the folder of Python", sysconfig.get_path("include")),
+    ):
+        if _has_space(path):
+            raise SettingsError(
+                f"train.compile: {what} has a space, which torch's compiler does not take "
+                f"({path}): choose another folder, or set train.compile to false"
+            )
+
+
+def _has_space(path: str) -> bool:
+    return any(character.isspace() for character in path)
+
+
 def keep_kernels() -> None:
     """Keeps compiled kernels between runs and reboots, unless the user chose where."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    if any(character.isspace() for character in str(cache)):
+    if _has_space(str(cache)):
         cache = Path(tempfile.gettempdir(), f"parley-{getpass.getuser()}")  # inductor quotes none
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "parley" / "inductor"))
+    os.environ.setdefault(CACHE, str(cache / "parley" / "inductor"))
 
 
 def compile_network(network: TrainingLoss, by_block: bool) -> None:

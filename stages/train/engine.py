@@ -64,7 +64,8 @@ def build(
     torch.manual_seed(seed)
     model = Transformer(config)
     start_weights(model, params.init_from)
-    model.to(device)
+    if model.embedding.weight.device.type != device.type:  # fake tensors (stages.plan) can't move
+        model.to(device)
 
     sharded = processes.count > 1 and runtime.parallel == "fsdp"
     low = params.bf16_weights and precision.dtype == torch.bfloat16

@@ -27,7 +27,7 @@ UNDECIDING = {
     "stages.train.prefetch",
     "stages.train.saves",
     "stages.train.stopping",
-    "stages.train.trackers",
+    "stages.trackers",
 }
 # `python -m` runs it under another name; it decides by its calls.
 MAIN = "stages/train/__main__.py"

@@ -20,6 +20,7 @@ from stages.errors import SettingsError, run
 from stages.params import read
 from stages.runtime import RuntimeParams, check_device, peak_memory_mib, start_torch
 from stages.train.params import ModelParams, Seed, TrainParams
+from stages.train.shape import config_of_start
 
 UPDATES = 3
 TRIED = "PARLEY_TRIED_SIZE"
@@ -90,8 +91,10 @@ def attempt(size: int) -> None:
 
     params = read("train", TrainParams).model_copy(update={"micro_batch_size": size})
     manifest = read_manifest()
-    config = read("model", ModelParams).config(
-        manifest["vocab_size"], manifest["control_ids"], params.document_mask
+    shape = read("model", ModelParams)
+    config = config_of_start(
+        shape.config(manifest["vocab_size"], manifest["control_ids"], params.document_mask),
+        params.init_from,
     )
     engine = build(config, params, runtime, read("seed", Seed), device, Processes(), Meter(device))
     tokens = torch.randint(config.vocab_size, (params.batch_size, config.seq_len + 1))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from stages.errors import PEER_LOST_EXIT_CODE, StageError
+from stages.place import LAUNCHER
 from stages.train.stopping import SIGNALS, StopRequest
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def launch(count: int) -> None:
             if process.is_running():
                 process.send_signal(signum if len(asked) == 1 else signal.SIGKILL)
 
+    os.environ[LAUNCHER] = str(os.getpid())
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     ended = threading.Event()
     watch = threading.Thread(target=_watch_parent, args=(ended,), daemon=True)
@@ -82,6 +84,7 @@ def launch(count: int) -> None:
         raise failed from None
     finally:
         ended.set()
+        os.environ.pop(LAUNCHER, None)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from stages.errors import DivergedError
 from stages.progress import Progress, say
+from stages.trackers import Tracker
 from stages.train.data_order import Batch
 from stages.train.history import Row
 from stages.train.meter import Meter
 from stages.train.params import TrainParams
 from stages.train.schedule import share_of_peak
-from stages.train.trackers import Tracker
 from stages.train.update import Update
 
 # Updates in a row that may be skipped because a loss or gradient is not finite.

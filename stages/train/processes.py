@@ -4,6 +4,8 @@ A launcher (``stages.train.launch``, torchrun, Slurm through torchrun) starts th
 its place through the environment. A training of one process never touches torch.distributed.
 """
 
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.errors import SettingsError
-from stages.place import launched
+from stages.errors import PEER_LOST_EXIT_CODE, SettingsError
+from stages.place import launched, orphaned
 from stages.scoring import Share
 from stages.train.loss import TrainingLoss
 from stages.train.params import FSDP_IN_FP16
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 # A peer that says nothing for so long is dead; the longest silence is a save by the first process.
 TIMEOUT = timedelta(minutes=30)
+POLL_SECONDS = 0.5
 _kept: list[object] = []
 
 
@@ -83,14 +86,35 @@ def joined(device: torch.device) -> Iterator[Processes]:
     if not launched():
         yield Processes()
         return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
-    )
+    with _unless_orphaned():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
+        )
     # Not destroyed: that joins a thread of gloo that may be waiting for the interpreter's lock,
     # and hung one run in ten. `stages.errors.run` ends the process without it.
     _kept.append(dist.group.WORLD)
     yield Processes(dist.get_rank(), dist.get_world_size())
     dist.barrier()
+
+
+@contextmanager
+def _unless_orphaned() -> Iterator[None]:
+    """Ends this process if its launcher dies meanwhile: nobody then tells it where the others are.
+
+    Once they have met, training itself watches (stages.train.stopping).
+    """
+    met = threading.Event()
+
+    def watch() -> None:
+        while not met.wait(POLL_SECONDS):
+            if orphaned():
+                os._exit(PEER_LOST_EXIT_CODE)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        met.set()
 
 
 def spread(

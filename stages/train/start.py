@@ -1,4 +1,11 @@
-"""What a training begins with: weights drawn by ``model.init``, or those of a model folder."""
+"""What a training begins with: weights drawn by ``model.init``, or those of a model folder.
+
+A folder's tokenizer may have fewer ids than the training's: ``stages.tokenizer.adopt`` puts the
+control tokens after its own. Their rows of the embedding and of the head begin as the mean of the
+folder's rows (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models": no
+new token is then more probable than an average one). The folder's rows beyond its own tokenizer's
+ids pad a matrix to a round size, and are left out.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,67 +16,74 @@ from stages.files import sha256_file
 from stages.train.params import DRAWN
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from model.transformer import Transformer
 
-SHAPE = (
-    "d_model",
-    "num_layers",
-    "num_heads",
-    "kv_heads",
-    "d_ff",
-    "qk_norm",
-    "tie_embeddings",
-    "rope_theta",
-)
-# What no key of the section `model` changes.
-GIVEN = ("vocab_size", "head_dim", "norm_eps")
+TOKENIZER_FILE = "tokenizer.json"
+BY_TOKEN = ("embedding.weight", "head.weight")
 
 
 def check_start(init_from: str, config: ModelConfig, tokenizer: Path) -> None:
-    """Raises SettingsError for a folder whose shape or vocabulary is not that of this training."""
+    """Raises SettingsError for a folder whose weights mean nothing in this training."""
     if init_from == DRAWN:
         return
     from model.reading import load_model
-    from model.vocabulary import vocabulary_sha256
+    from model.vocabulary import check_grown, number_of_ids
 
     folder = Path(init_from)
     try:
         held = load_model(folder).config
-        same = vocabulary_sha256(folder / "tokenizer.json") == vocabulary_sha256(
-            tokenizer / "tokenizer.json"
-        )
+        if not (folder / TOKENIZER_FILE).is_file():
+            raise FileNotFoundError(f"no {TOKENIZER_FILE} in '{folder}'")
+        known = number_of_ids(folder / TOKENIZER_FILE)
     except (OSError, ValueError) as error:
         raise SettingsError(f"train.init_from: '{init_from}' is no model folder: {error}") from None
-    for key in SHAPE:
-        mine, theirs = getattr(config, key), getattr(held, key)
-        if mine != theirs:
-            raise SettingsError(
-                f"model.{key} is {mine}, train.init_from '{init_from}' has {theirs}"
-            )
-    if not same:
+    if known > held.vocab_size:
         raise SettingsError(
-            f"train.init_from: the tokenizer of '{init_from}' is not {tokenizer}: its weights "
-            "mean nothing for these tokens"
+            f"train.init_from: the tokenizer of '{init_from}' has {known:,} ids, its model "
+            f"{held.vocab_size:,}"
         )
-    for key in GIVEN:
-        mine, theirs = getattr(config, key), getattr(held, key)
-        if mine != theirs:
-            raise SettingsError(
-                f"train.init_from: '{init_from}' has {key} {theirs}, this training has {mine}"
-            )
+    try:
+        check_grown(folder / TOKENIZER_FILE, tokenizer / TOKENIZER_FILE)
+    except ValueError as error:
+        raise SettingsError(
+            f"train.init_from: the tokenizer of '{init_from}' is not that of {tokenizer} "
+            f"({error}): set tokenizer.path to '{init_from}'"
+        ) from None
+    if known > config.vocab_size:
+        raise SettingsError(
+            f"train.init_from: the tokenizer of '{init_from}' has {known:,} ids, {tokenizer} "
+            f"{config.vocab_size:,}"
+        )
 
 
 def start_weights(model: "Transformer", init_from: str) -> None:
     """Puts the weights of a model folder into ``model``; those drawn stay as they are."""
-    if init_from != DRAWN:
-        from model.reading import load_model
+    if init_from == DRAWN:
+        return
+    from model.reading import load_model
+    from model.vocabulary import number_of_ids
 
-        model.load_state_dict(load_model(init_from).state_dict())
+    state = load_model(init_from).state_dict()
+    known = number_of_ids(Path(init_from) / TOKENIZER_FILE)
+    for name in BY_TOKEN:
+        state[name] = _rows(state[name], known, model.config.vocab_size)
+    model.load_state_dict(state)
+
+
+def _rows(weight: "Tensor", known: int, vocab_size: int) -> "Tensor":
+    """The first ``known`` rows of ``weight`` (rows, d_model), and their mean for every id after."""
+    import torch
+
+    own = weight[:known]
+    return torch.cat([own, own.mean(0).expand(vocab_size - known, -1)])
 
 
 def start_sum(init_from: str) -> str:
-    """What tells one beginning from another: sums of a folder's weights."""
+    """What tells one beginning from another: sums of a folder's files."""
     if init_from == DRAWN:
         return DRAWN
-    files = sorted(Path(init_from).glob("*.safetensors"))
+    folder = Path(init_from)
+    files = [folder / "config.json", folder / TOKENIZER_FILE, *sorted(folder.glob("*.safetensors"))]
     return " ".join(sha256_file(file) for file in files)

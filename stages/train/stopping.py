@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
-from stages.place import launched
+from stages.place import launched, orphaned
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -23,13 +23,12 @@ class StopRequest:
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         # DVC that is killed leaves its stage running; the next `dvc repro` would start a second.
         # So does a launcher that is killed.
-        watched = "DVC_STAGE" in os.environ or launched()
-        self._parent = os.getppid() if watched else None
+        self._watched = "DVC_STAGE" in os.environ or launched()
 
     @property
     def signum(self) -> int | None:
         """The signal that asked to stop; SIGTERM when the DVC above has died."""
-        if self._asked is None and self._parent is not None and os.getppid() != self._parent:
+        if self._asked is None and self._watched and orphaned():
             self._asked = signal.SIGTERM
         return self._asked
 

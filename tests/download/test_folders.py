@@ -71,6 +71,18 @@ def test_what_is_not_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "not of split 'train' and are not read: test/a.jsonl" in said[1]
 
 
+def test_links_that_are_not_followed_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, "data/a.jsonl", "real/b.jsonl")
+    (tmp_path / "data/linked").symlink_to(tmp_path / "real")
+    (tmp_path / "data/gone.jsonl").symlink_to(tmp_path / "none.jsonl")
+    (tmp_path / "data/c.jsonl").symlink_to(tmp_path / "real/b.jsonl")
+    assert texts(tmp_path / "data") == ["data/a.jsonl", "real/b.jsonl"]
+    assert "2 files of data.path" in (said := capsys.readouterr().err)
+    assert "gone.jsonl, linked" in said
+
+
 @pytest.mark.parametrize(
     ("split", "validation_split", "key"),
     [

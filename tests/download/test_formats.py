@@ -101,6 +101,12 @@ def test_names_of_roles_are_those_of_the_formats(role: str, meant: str) -> None:
 LISTS = ["conversation", "messages", "conversations"]
 
 
+@pytest.mark.parametrize("column", LISTS)
+def test_a_list_of_messages_may_have_the_keys_of_another_format(column: str) -> None:
+    assert adapt({column: chat("Hello", "Hi!")}, "auto") == HELLO
+    assert adapt({column: SHAREGPT}, "auto") == HELLO
+
+
 def _list_of(column: str, *messages: object) -> dict[str, Any]:
     """A row whose messages, written with role and content, have the column's own keys."""
     names = {"role": "from", "content": "value"} if column == "conversations" else {}

@@ -24,10 +24,10 @@ from stages.errors import AccessError, DataError
 from tests.download.conftest import PROPERTY, chat, chats, data_params, jsonl
 
 
-def csv_bytes(rows: list[dict[str, Any]]) -> bytes:
+def csv_bytes(rows: list[dict[str, Any]], separator: str = ",") -> bytes:
     """A csv file whose lists are cells of JSON."""
     text = io.StringIO(newline="")
-    table = csv.writer(text)
+    table = csv.writer(text, delimiter=separator)
     table.writerow(rows[0])
     for row in rows:
         table.writerow(json.dumps(v) if isinstance(v, list) else v for v in row.values())
@@ -64,6 +64,7 @@ WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     "ndjson": jsonl,
     "json": lambda rows: json.dumps(rows).encode(),
     "csv": csv_bytes,
+    "tsv": lambda rows: csv_bytes(rows, separator="\t"),
     "parquet": parquet_bytes,
     "arrow": arrow_bytes,
     "txt": lambda rows: b"\n".join(str(row["text"]).encode() for row in rows),
@@ -180,7 +181,7 @@ def test_a_json_file_holds_an_array_or_one_record(
     [
         b"",
         b'[{"text": "a"}, {"text": "b',
-        b'{"text": "a"}\n{"text": "b"}\n',
+        b'{"text": "a"} {"text": "b"}',
         b"[" * 100_000,
         b"3",
         b"null",
@@ -599,7 +600,7 @@ def test_a_folder_without_a_file_to_read_is_named(tmp_path: Path, names: list[st
         list(read_path(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["a.tsv", "a", "a.jsonl.bak", "a.gz", "a.zip"])
+@pytest.mark.parametrize("name", ["a.xlsx", "a", "a.jsonl.bak", "a.gz", "a.zip"])
 def test_a_file_of_another_kind_is_named(rows_of: RowsOf, name: str) -> None:
     with pytest.raises(DataError, match=rf"data\.path: .*/{name}' is none of jsonl"):
         rows_of(name, b"{}\n")
@@ -665,3 +666,73 @@ def test_the_same_corpus_in_any_kind_of_file_gives_the_same_bytes(tmp_path: Path
     assert first[0]["rows"]["kept"] == 61
     assert first[0]["validation"]["conversations"] > 0
     assert all(output == first for output in outputs.values())
+
+
+# --- what users have, and what the last line of an error says of it ---
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t")])
+def test_a_table_of_semicolons_or_tabs_is_read(rows_of: RowsOf, name: str, separator: str) -> None:
+    lines = [["prompt", "response"], ["a, b", '"c\nd"'], ["", "e"]]
+    content = "\n" + "\n".join(separator.join(line) for line in lines)
+    assert rows_of(name, content.encode()) == [
+        (f"{name}:3", {"prompt": "a, b", "response": "c\nd"}),
+        (f"{name}:5", {"prompt": "", "response": "e"}),
+    ]
+
+
+def test_commas_of_a_header_win_and_one_column_has_no_separator(rows_of: RowsOf) -> None:
+    assert rows_of("a.csv", b"a;b,c\n1;2,3\n") == [("a.csv:2", {"a;b": "1;2", "c": "3"})]
+    assert rows_of("b.csv", b"text\nx;y\n") == [("b.csv:2", {"text": "x;y"})]
+
+
+def test_json_lines_in_a_file_called_json_are_read(rows_of: RowsOf) -> None:
+    assert rows_of("a.json", b'\n{"text": "a"}\n{"text": \n{"text": "b"}\n') == [
+        ("a.json:2", {"text": "a"}),
+        ("a.json:3", BadRow("not_json")),
+        ("a.json:4", {"text": "b"}),
+    ]
+
+
+def test_a_long_line_of_json_is_not_held_whole_to_see_what_it_is(
+    rows_of: RowsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.download.json_file.LONGEST_LINE", 9)
+    assert rows_of("a.json", b'{"data": [{"text": "a"}]}\n\n') == [("a.json:1", {"text": "a"})]
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix"),
+    [
+        (gzip.compress(b'{"text": "a"}'), ".gz"),
+        (zstd(b'{"text": "a"}'), ".zst"),
+        (parquet_bytes([{"text": "a"}]), ".parquet"),
+    ],
+)
+def test_a_file_whose_name_hides_what_it_is_is_named(
+    rows_of: RowsOf, content: bytes, suffix: str
+) -> None:
+    with pytest.raises(DataError, match=rf"a\.jsonl holds a \{suffix} file"):
+        rows_of("a.jsonl", content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", b"Frage|Antwort\n1|2\n", r"a\.csv:2: unknown_columns .of 'Frage.Antwort': name"),
+        ("a.jsonl", b'{"prompt": "x"}\n', r"a\.jsonl:1: unknown_columns .of 'prompt': name the"),
+        ("a.jsonl", b'[\n{"text": "x"}\n]', r"not_json .an array of records\? name it \.json"),
+        ("a.jsonl", b'[{"text": "x"}]', r"not_an_object .an array of records\? name it \.json"),
+        ("a.jsonl", b'{"text": "x"},\n', r"a\.jsonl:1: not_json .Extra data, column 14"),
+        ("a.jsonl", b'{"text": 3}\n', r"wrong_type .int where text is wanted"),
+        ("a.jsonl", b'{"messages": [{"who": "x"}]}\n', r"_or_content .it has 'who'"),
+        ("a.txt", b"caf\xe9\n", r"a\.txt:1: not_utf8 .save the file as UTF-8"),
+        ("a.csv", b"a,text\n1\n", r"wrong_number_of_columns .1, the header 2"),
+    ],
+)
+def test_the_first_malformed_row_is_told_with_what_is_wrong(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        collect(read_path(tmp_path / name), data_params(), tmp_path)

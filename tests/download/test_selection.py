@@ -70,6 +70,7 @@ def test_a_filter_goes_by_the_names_that_the_data_have(collected: Collect) -> No
     ("changes", "message"),
     [
         ({"columns": {"prompt": "text", "response": "antwort"}}, "columns: no row .*'antwort'"),
+        ({"columns": {"prompt": "text", "response": "b"}, "max_bad_fraction": 0.0}, "row .*'b'"),
         ({"drop_redacted": True}, "data.drop_redacted: no row has a column 'redacted'"),
         ({"drop_flagged": True}, "data.drop_flagged: no row has a column 'openai_moderation'"),
         (
@@ -82,7 +83,7 @@ def test_a_column_that_no_row_has_is_named(
     collected: Collect, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        collected([{"text": "a"}, {"text": "b"}], max_bad_fraction=1.0, **changes)
+        collected([{"text": "a"}, {"text": "b"}], **{"max_bad_fraction": 1.0, **changes})
 
 
 @pytest.mark.parametrize(

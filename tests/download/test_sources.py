@@ -248,14 +248,25 @@ def test_what_a_killed_run_left_is_cleared_away(inside: Path) -> None:
     assert _outputs(inside) == before
 
 
+# The stage, whose source is a pipe.
+HELD = """
+import sys
+import stages.download.__main__ as stage
+from stages.errors import run
+stage.open_source = lambda params: open(sys.argv[1])
+run("download", stage.main)
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
 def test_a_run_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
     """SIGTERM while it reads: a pipe that nobody ends holds it there."""
     pipe = tmp_path / "rows.jsonl"
     os.mkfifo(pipe)
-    folder = local(tmp_path / "run", str(pipe))
+    (tmp_path / "a.jsonl").touch()
+    folder = local(tmp_path / "run", str(tmp_path / "a.jsonl"))
     running = subprocess.Popen(
-        [sys.executable, "-P", "-m", "stages.download"],
+        [sys.executable, "-P", "-c", HELD, str(pipe)],
         cwd=folder,
         env=stage_environment({}),
         stderr=subprocess.PIPE,

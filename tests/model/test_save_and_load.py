@@ -242,6 +242,55 @@ def test_the_older_form_of_rope_theta_is_read(tmp_path: Path) -> None:
     assert_alike(load_model(tmp_path), theirs)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"pretraining_tp": 2},
+        {"layer_types": ["full_attention", "full_attention"]},
+        {"dtype": "bfloat16"},
+        {"eos_token_id": []},
+        {"pad_token_id": -1},
+        {"quantization_config": None},
+        {"partial_rotary_factor": 1.0},
+        {"sliding_window": 4, "max_window_layers": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("qwen3", [False, True], ids=["llama", "qwen3"])
+def test_keys_that_change_nothing_are_passed_over(
+    tmp_path: Path, qwen3: bool, keys: dict[str, Any]
+) -> None:
+    theirs = peer(qwen3)
+    theirs.save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda config: config.update(keys))
+    ours = load_model(tmp_path)
+    assert_alike(ours, AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
+    assert_alike(ours, theirs)
+
+
+def test_a_qwen3_config_that_names_no_head_dim_means_128(tmp_path: Path) -> None:
+    peer(True, head_dim=128).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda config: config.pop("head_dim"))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_alike(load_model(tmp_path), theirs)
+
+
+@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias"])
+def test_a_model_with_biases_is_refused_by_the_key(tmp_path: Path, key: str) -> None:
+    peer(**{key: True}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{key} is set: this network has no such part"):
+        load_model(tmp_path)
+
+
+def test_weights_of_eight_bits_are_refused_by_name(tmp_path: Path) -> None:
+    peer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    weights[K] = weights[K].to(torch.float8_e4m3fn)
+    save_file(weights, tmp_path / WEIGHTS_FILE, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.k_proj\.weight is torch\.float8"):
+        load_model(tmp_path)
+
+
 def test_weights_that_hold_the_rotary_table_are_opened(tmp_path: Path) -> None:
     theirs = peer()
     theirs.save_pretrained(tmp_path)
@@ -313,6 +362,15 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
         ("model_type", "qwen2"),
         ("model_type", None),
         ("head_dim", 7),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("partial_rotary_factor", 0.5),
+        ("rope_parameters", [10_000.0]),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": "high"}),
+        ("rms_norm_eps", "1e-5"),
+        ("rms_norm_eps", 0),
+        ("model_type", "gpt2"),
+        ("model_type", "qwen3_moe"),
         ("num_key_value_heads", 3),
         ("num_hidden_layers", 0),
         ("hidden_size", "wide"),
@@ -327,13 +385,15 @@ def test_an_architecture_that_differs_is_refused_by_the_name_of_the_key(
     edit_json(folder / "config.json", lambda config: config.update({key: value}))
     named = {
         "rope_scaling": "rope_type",
-        "rope_parameters": "rope_type|partial_rotary_factor",
+        "rope_parameters": "rope_type|partial_rotary_factor|rope_parameters|rope_theta",
         "num_key_value_heads": "kv_heads",
         "num_hidden_layers": "num_layers",
         "hidden_size": "d_model|hidden_size",
     }.get(key, key)
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=named) as caught:
         load_model(folder)
+    assert str(caught.value).startswith(f"'{folder}': ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import torch._dynamo
 from torch import Tensor
 
 from stages.corpus import TokenStream
+from stages.errors import SettingsError
 from stages.scoring import score
-from stages.train.compiling import compile_network, keep_kernels
+from stages.train.compiling import check_compiler, compile_network, keep_kernels
 from stages.train.data_order import DataOrder
 from stages.train.loss import TrainingLoss
 from stages.train.update import Updater
@@ -48,7 +49,8 @@ def history(root: Path) -> list[dict[str, float]]:
 def run_compiled(data: Path, root: Path, kernels: Path, changes: dict[str, Any]) -> Path:
     prepare(data, root, {**COMPILED, **changes})
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(kernels)}
-    code, stderr = run_stage("train", root, environment=environment)
+    # Of compiling from nothing on a machine that others use too.
+    code, stderr = run_stage("train", root, environment=environment, seconds=1200)
     assert code == 0, stderr
     assert "recompil" not in stderr
     return root
@@ -153,6 +155,20 @@ def test_kernels_are_kept_where_the_compiler_can_find_them(
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     assert chosen.startswith(str(tmp_path)) == (home == "plain")
     assert not any(character.isspace() for character in chosen)
+
+
+@pytest.mark.parametrize("spaced", ["TORCHINDUCTOR_CACHE_DIR", "the folder of torch"])
+def test_a_path_with_a_space_that_the_compiler_does_not_take_is_named(
+    spaced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    check_compiler(torch.device("cpu"))
+    if spaced.isupper():
+        monkeypatch.setenv(spaced, "/home/me/My Documents")
+    else:
+        monkeypatch.setattr(torch, "__path__", ["/home/me/My Documents/torch"])
+    with pytest.raises(SettingsError, match=rf"train\.compile: {spaced} has a space"):
+        check_compiler(torch.device("cpu"))
 
 
 def test_a_machine_without_a_compiler_is_told_in_one_line_before_training(

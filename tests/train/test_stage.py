@@ -78,7 +78,7 @@ def test_the_seed_alone_decides(data: Path, runs: dict[str, Result], tmp_path: P
 
 def test_wandb_is_not_imported_when_it_is_off(runs: dict[str, Result]) -> None:
     imported = [line.rpartition("|")[2].strip() for line in runs["second"][2].splitlines()]
-    assert "stages.train.trackers" in imported
+    assert "stages.trackers" in imported
     assert [name for name in imported if name.split(".")[0] == "wandb"] == []
 
 

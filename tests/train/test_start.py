@@ -153,16 +153,13 @@ def leave(root: Path) -> None: ...
         (no_weights, {}, "train.init_from: 'beginning' is no model folder: no model.safetensors"),
         (damaged_config, {}, "train.init_from: 'beginning' is no model folder:"),
         (other_tokenizer, {}, "train.init_from: the tokenizer of 'beginning' is not"),
-        (leave, {"model.d_model": 32}, "model.d_model is 32, train.init_from 'beginning' has 16"),
-        (leave, {"model.num_layers": 1}, "model.num_layers is 1, train.init_from 'beginning'"),
-        (leave, {"model.kv_heads": 2}, "model.kv_heads is 2, train.init_from 'beginning' has 1"),
-        (leave, {"model.d_ff": 48}, "model.d_ff is 48, train.init_from 'beginning' has 32"),
-        (leave, {"model.qk_norm": True}, "model.qk_norm is True, train.init_from 'beginning'"),
-        (
-            leave,
-            {"model.tie_embeddings": False},
-            "model.tie_embeddings is False, train.init_from 'beginning' has True",
-        ),
+        (leave, {"model.d_model": 32}, "the section model: -S model.d_model=16 "),
+        (leave, {"model.num_layers": 1}, "the section model: -S model.num_layers=2 "),
+        (leave, {"model.kv_heads": 2}, "the section model: -S model.kv_heads=1 "),
+        (leave, {"model.d_ff": 48}, "the section model: -S model.d_ff=32 "),
+        (leave, {"model.rope_theta": 500.0}, "the section model: -S model.rope_theta=10000.0 "),
+        (leave, {"model.qk_norm": True}, "the section model: -S model.qk_norm=false "),
+        (leave, {"model.tie_embeddings": False}, "model: -S model.tie_embeddings=true "),
     ],
 )
 def test_a_folder_that_does_not_fit_is_one_line_before_training(
@@ -180,21 +177,32 @@ def test_a_folder_that_does_not_fit_is_one_line_before_training(
     assert line.endswith("(exit code 2)")
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("vocab_size", 320), ("head_dim", 16), ("rope_theta", 500_000.0), ("norm_eps", 1e-3)],
-)
-def test_a_folder_that_computes_otherwise_is_refused_before_training(
-    root: Path, capfd: pytest.CaptureFixture[str], key: str, value: Any
-) -> None:
-    config = replace(load_model(root / BEGINNING).config, **{"head_dim": 0, key: value})
+@pytest.mark.parametrize(("key", "value"), [("head_dim", 16), ("norm_eps", 1e-3)])
+def test_what_no_key_says_is_taken_from_the_folder(root: Path, key: str, value: Any) -> None:
+    write_beginning(root, **{key: value})
+    metrics = train_on(root)
+    assert getattr(load_model(root / "models/chat").config, key) == value
+    manifest = read_manifest(root / SHARDS, root / "data/tokenizer")
+    stream = TokenStream(manifest, "validation", root / SHARDS)
+    expected = score(load_model(root / BEGINNING), stream, 200).loss
+    assert metrics["initial_val_loss"] == rounded(expected)
+
+
+def test_rows_that_no_token_has_are_left_out(root: Path) -> None:
+    opened = write_beginning(root, vocab_size=320)
+    train_on(root, {"train.max_steps": 1, "train.lr": 1e-30})
+    model = load_model(root / "models/chat")
+    assert model.config.vocab_size == 300
+    assert torch.equal(model.embedding.weight, opened.embedding.weight[:300])
+
+
+def write_beginning(root: Path, **changes: Any) -> Transformer:
+    """Puts another model into the folder, with the same tokenizer."""
+    config = replace(load_model(root / BEGINNING).config, **{"head_dim": 0, **changes})
     shutil.rmtree(root / BEGINNING)
-    state = Transformer(config).state_dict()
-    save_model(root / BEGINNING, config, state, root / "data/tokenizer", "")
-    write_params(root, tiny_params({"train.init_from": BEGINNING}))
-    assert exit_code("preflight", root) == 2
-    (line,) = error_lines(capfd.readouterr().err)
-    assert "train.init_from" in line
+    model = Transformer(config)
+    save_model(root / BEGINNING, config, model.state_dict(), root / "data/tokenizer", "")
+    return model
 
 
 def test_a_folder_that_fits_passes(root: Path) -> None:

@@ -1,0 +1,46 @@
+"""What the commands of this package have in common: a failure is one line and an exit code.
+
+2 is for options and settings, 3 for a model folder, 128 + signal for one that was interrupted.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class Failure(Exception):
+    """A failure that its message explains to the user."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(command: str, main: Callable[[], None]) -> NoReturn:
+    """Runs ``main`` and exits: 0 when it returned, else the code of its failure."""
+    try:
+        main()
+        sys.stdout.flush()
+        code = 0
+    except Failure as failure:
+        code = failure.exit_code
+        line = " ".join(str(failure).split())
+        print(f"error: {command}: {line} (exit code {code})", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number

@@ -1,0 +1,1 @@
+"""What a training will take, reckoned without training: ``python -m stages.plan``."""

@@ -1,0 +1,201 @@
+"""``python -m stages.plan``: what the training of params.yaml will take, before it runs."""
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from stages.errors import SettingsError, run
+from stages.plan.cautions import TOKENS_PER_PARAMETER, cautions
+from stages.plan.corpus import Data, describe
+from stages.plan.settings import Settings, overridden, settle
+from stages.plan.sizes import Disk, Parameters, disk, parameters
+from stages.recipes.book import options_of
+from stages.runtime import memory_bytes
+
+if TYPE_CHECKING:
+    from stages.plan.burst import Burst
+    from stages.plan.memory import Memory
+
+NAME = "python -m stages.plan"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message} ({NAME} --help)")
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Raises SettingsError."""
+    parser = _Parser(prog=NAME, description="What a training will take. Nothing is trained.")
+    add = parser.add_argument
+    add("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE")
+    add("--recipe", metavar="NAME", help="of python -m stages.recipes")
+    add("--tokens", type=float, help="of training, where no shards tell")
+    add("--no-measure", action="store_true", help="make no real steps")
+    add("--gpu-tflops", type=float, metavar="N", help="peak of a GPU that you have in mind")
+    add("--mfu", type=float, default=0.4, help="share of that peak to reckon with (default: 0.4)")
+    add("--gpus", type=int, default=1, help="how many of them")
+    chosen = parser.parse_args(arguments)
+    for name, value in (("tokens", chosen.tokens), ("gpu-tflops", chosen.gpu_tflops)):
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name} {value:g} is not positive")
+    if not 0 < chosen.mfu <= 1:
+        parser.error(f"--mfu {chosen.mfu:g} is not between 0 and 1")
+    if chosen.gpus < 1:
+        parser.error(f"--gpus {chosen.gpus}: one is the least")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before a run; ``flops`` are those of the whole run."""
+
+    settings: Settings
+    data: Data
+    parameters: Parameters
+    steps: int
+    tokens: int
+    flops: float
+    disk: Disk
+    cautions: list[str]
+
+
+def reckon(settings: Settings, tokens: int | None = None) -> Plan:
+    """The plan without what needs torch. Raises SettingsError, or DataError for damaged shards."""
+    model, train = settings.model, settings.train
+    data = describe(settings, tokens)
+    windows = (data.train_tokens - 1) // model.seq_len
+    if windows < 1:
+        raise SettingsError(
+            f"model.seq_len {model.seq_len:,} needs {model.seq_len + 1:,} tokens, the training "
+            f"split has {data.train_tokens:,}: lower it, or use more data"
+        )
+    train.check_processes(settings.runtime.processes, settings.runtime.parallel)
+    per_step = train.sequences_per_step
+    steps = train.max_steps or max(1, math.ceil(train.epochs * windows / per_step))
+    config = model.config(data.vocab_size, {"bos": 1, "end": 2, "pad": 0}, train.document_mask)
+    of = parameters(config)
+    seen = steps * per_step * model.seq_len
+
+    from model.flops import flops_per_token
+
+    flops = seen * flops_per_token(config)
+    storage = disk(of, train, data.size, settings.runtime.keep_checkpoints)
+    return Plan(
+        settings, data, of, steps, seen, flops, storage,
+        list(cautions(settings, data, of, steps, flops)),
+    )  # fmt: skip
+
+
+def show(plan: Plan) -> None:
+    """Prints what needs no measurement."""
+    of, data, train = plan.parameters, plan.data, plan.settings.train
+    print(f"parameters {of.total:,}")
+    for name in ("embedding", "attention", "feed_forward", "norms", "head"):
+        if part := getattr(of, name):
+            print(f"  {name.replace('_', '-'):13}{part:15,}  {part / of.total:4.0%}")
+    if not of.head:
+        print("  (the head is the embedding)")
+    documents = f" in {data.documents:,} conversations" if data.documents else ""
+    print(f"\ndata        {data.train_tokens:,} tokens an epoch{documents} ({data.source})")
+    print(
+        f"training    {plan.steps:,} steps of "
+        f"{train.sequences_per_step * plan.settings.model.seq_len:,} tokens: {plan.tokens:,}, "
+        f"{plan.tokens / data.train_tokens:.2f} epochs"
+    )
+    print(
+        f"            {plan.tokens / of.total:.1f} tokens a parameter "
+        f"({TOKENS_PER_PARAMETER} are compute-optimal: Hoffmann et al. 2022)"
+    )
+    print(f"work        {plan.flops:.3g} FLOPs")
+    storage = plan.disk
+    print(
+        f"disk        {_size(storage.total)}: data {_size(storage.data)} and model "
+        f"{_size(storage.model)}, both also in DVC's cache, checkpoints "
+        f"{_size(storage.checkpoints)}"
+    )
+
+
+def show_memory(memory: "Memory", dtype: str) -> None:
+    """Prints the bytes that are alive in a step."""
+    print(
+        f"memory      {_size(memory.peak)} of tensors in {dtype}, at most: weights "
+        f"{_size(memory.weights)}, gradients {_size(memory.gradients)}, optimiser "
+        f"{_size(memory.optimizer)}, activations {_size(memory.activations)}; in a validation "
+        f"{_size(memory.validation)}"
+    )
+
+
+def show_burst(plan: Plan, burst: "Burst") -> None:
+    """Prints time and memory on this machine."""
+    train = plan.settings.train
+    validations = 1 + math.ceil(plan.steps / train.eval_interval)
+    seconds = plan.steps * burst.step_seconds + validations * burst.validation_seconds
+    speed = plan.tokens / plan.steps / burst.step_seconds
+    mfu = speed * plan.flops / plan.tokens / burst.peak_flops
+    print(
+        f"here        {_time(seconds)} (measured: {1000 * burst.step_seconds:,.1f} ms a step, "
+        f"{speed:,.0f} tokens/s, MFU {mfu:.0%}, {burst.validation_seconds:.1f} s a validation), "
+        f"{burst.peak_mib:,} MiB of memory (measured)"
+    )
+
+
+def main() -> None:
+    """Prints the plan. Raises SettingsError as the pipeline's stages do."""
+    chosen = options(sys.argv[1:])
+    recipe = options_of(chosen.recipe) if chosen.recipe else []
+    settings = settle(overridden([*recipe, *chosen.set_param]))
+    plan = reckon(settings, None if chosen.tokens is None else round(chosen.tokens))
+    show(plan)
+    sys.stdout.flush()
+
+    import torch
+
+    from stages.plan.memory import estimate, precision_of
+    from stages.runtime import start_torch
+
+    device = start_torch(settings.runtime)
+    dtype = torch.bfloat16 if chosen.gpu_tflops else precision_of(settings.train, device)
+    ids = {"bos": 1, "end": 2, "pad": 0}
+    config = settings.model.config(plan.data.vocab_size, ids, settings.train.document_mask)
+    processes = chosen.gpus if chosen.gpu_tflops else settings.runtime.processes
+    settings.train.check_processes(processes, settings.runtime.parallel)
+    memory = estimate(config, settings.train, settings.runtime, dtype, processes)
+    show_memory(memory, str(dtype).removeprefix("torch."))
+    if not chosen.no_measure:
+        there = memory_bytes(settings.runtime)
+        if memory.peak > there:
+            raise SettingsError(
+                f"a step needs {_size(memory.peak)}, this machine has {_size(there)}: --no-measure "
+                "leaves the measured steps out; train.micro_batch_size and "
+                "train.activation_checkpointing save memory"
+            )
+        from stages.plan.burst import measure
+
+        show_burst(plan, measure(settings.values, plan.data.vocab_size))
+    if chosen.gpu_tflops:
+        rate = chosen.gpu_tflops * 1e12 * chosen.mfu * chosen.gpus
+        among = f"{chosen.gpus} GPUs of" if chosen.gpus > 1 else "on a GPU of"
+        print(
+            f"GPU         {_time(plan.flops / rate)} {among} {chosen.gpu_tflops:,.0f} TFLOP/s at "
+            f"{chosen.mfu:.0%} MFU (estimated: validation and waiting are left out)"
+        )
+    for line in plan.cautions:
+        print(f"\nwarning: {line}")
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def _time(seconds: float) -> str:
+    for limit, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * limit:
+            return f"{seconds / limit:,.1f} {unit}"
+    return f"{seconds:,.0f} seconds"
+
+
+if __name__ == "__main__":
+    run("plan", main)
