@@ -20,6 +20,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --text: #ececf0; --faint: #a0a0a8; --page: #17171a;
   --card: #202024; --line: #3a3a40; --heat: 255, 106, 26; --tip: #f2f2f4; --tip-text: #17171a; } }
 * { box-sizing: border-box; }
+html { overflow-x: clip; }
 body { margin: 0 auto; max-width: 60rem; padding: 2rem 1.25rem 6rem; background: var(--page);
   color: var(--text); font: 16px/1.6 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
@@ -45,7 +46,8 @@ b { font-weight: 400; border-radius: 2px; position: relative; }
   font: 13px/1.4 system-ui, sans-serif; background: var(--tip); color: var(--tip-text);
   pointer-events: none; }
 @media (max-width: 40rem) { .m { grid-template-columns: 1fr; gap: 0; }
-  .m > i { text-align: left; } }
+  .m > i { text-align: left; }
+  [data-t]:hover::after { position: fixed; top: auto; left: 1rem; bottom: 1rem; } }
 """ + "\n".join(
     f".c{number} {{ background: rgba(var(--heat), {0.82 * number / len(STEPS):.2f}); }}"
     for number in range(1, len(STEPS) + 1)
