@@ -69,7 +69,10 @@ def records(folder: Path) -> list[Record]:
 def logged(found: list[Record]) -> list[dict[str, Any]]:
     """The values of each step."""
     return [
-        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in r.history.item}
+        {
+            item.key or ".".join(item.nested_key): json.loads(item.value_json)
+            for item in r.history.item
+        }
         for r in found
         if r.HasField("history")
     ]
