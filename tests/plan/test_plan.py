@@ -229,7 +229,7 @@ def test_the_command_tells_all_and_changes_nothing(world: Path) -> None:
     assert done.returncode == 0, done.stderr
     for word in ("parameters", "embedding", "training", "FLOPs", "disk", "activations", "989"):
         assert word in done.stdout
-    assert "here " not in done.stdout
+    assert "\nhere " not in done.stdout
     assert sorted(path for path in world.rglob("*") if path.is_file()) == before
     command += ["-S", "model.num_heads=3"]
     failed = subprocess.run(

@@ -54,7 +54,7 @@ def test_a_recipe_says_what_to_expect(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("lmsys", 101), ("one_gpu", 27), ("eight_gpus", 309)]
+    ("name", "millions"), [("lmsys", 112), ("one_gpu", 31), ("eight_gpus", 303)]
 )
 def test_sizes_that_a_recipe_states(
     name: str, millions: int, monkeypatch: pytest.MonkeyPatch
