@@ -42,7 +42,7 @@ def cautions(
             "more epochs or more data would reach a lower loss for the same work"
         )
     epochs = tokens / data.train_tokens
-    if epochs > USEFUL_EPOCHS:
+    if epochs > USEFUL_EPOCHS + 0.1:
         yield (
             f"{epochs:.1f} epochs: beyond {USEFUL_EPOCHS} the same data brings little more "
             "(Muennighoff et al. 2023)"

@@ -59,7 +59,7 @@ def describe(settings: Settings, tokens: int | None) -> Data:
     }
     if all(same.values()) and (SHARDS / MANIFEST_FILE).is_file():
         return _of_shards(settings)
-    if same["data"] and (REPORTS / "data.json").is_file():
+    if (REPORTS / "data.json").is_file() and _but_subset(recorded) == _but_subset(values):
         return _of_report(settings)
     raise SettingsError(
         "nothing is known of this data yet: run `dvc repro shards` with these settings, or say "
@@ -76,6 +76,11 @@ def _recorded() -> dict[str, dict[str, Any]]:
     for stage in ("download", "tokenizer", "shards"):
         sections |= stages.get(stage, {}).get("params", {}).get("params.yaml", {})
     return sections
+
+
+def _but_subset(sections: dict[str, Any]) -> dict[str, Any]:
+    """The section ``data`` without the key that says how much of it is kept."""
+    return {key: value for key, value in sections.get("data", {}).items() if key != "subset"}
 
 
 def _of_shards(settings: Settings) -> Data:
@@ -106,15 +111,22 @@ def _of_report(settings: Settings) -> Data:
     report = json.loads((REPORTS / "data.json").read_text(encoding="utf-8"))
     vocabulary: int = settings.values["tokenizer"]["vocab_size"]
     per_token = _bytes_per_token(vocabulary)
+    splits = ("train", "validation")
+    there = sum(report[split]["conversations"] for split in splits)
+    wanted: int | None = settings.values["data"]["subset"]
+    share = min(1.0, (wanted or there) / there)
     tokens = {
         split: round(
-            report[split]["bytes"] / per_token
-            + TEMPLATE_TOKENS * report[split]["messages"]
-            + report[split]["conversations"]
+            share
+            * (
+                report[split]["bytes"] / per_token
+                + TEMPLATE_TOKENS * report[split]["messages"]
+                + report[split]["conversations"]
+            )
         )
-        for split in ("train", "validation")
+        for split in splits
     }
-    size = sum(report[split]["bytes"] for split in tokens)
+    size = share * sum(report[split]["bytes"] for split in splits)
     width = 2 if vocabulary <= 2**16 else 4
     return Data(
         vocabulary,
@@ -122,7 +134,7 @@ def _of_report(settings: Settings) -> Data:
         tokens["validation"],
         f"estimated from {REPORTS}/data.json, at {per_token:.2f} bytes a token",
         round(1.1 * size) + width * sum(tokens.values()),
-        documents=report["train"]["conversations"],
+        documents=round(share * report["train"]["conversations"]),
     )
 
 

@@ -1,0 +1,326 @@
+"""The plan says before a run what the run then takes."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from model.config import ModelConfig
+from model.transformer import Transformer
+from stages.errors import SettingsError
+from stages.plan.__main__ import Plan, options, reckon
+from stages.plan.burst import measure
+from stages.plan.cautions import usual_lr
+from stages.plan.memory import estimate
+from stages.plan.settings import overridden, settle
+from stages.plan.sizes import optimizer_bytes, parameters
+from stages.runtime import RuntimeParams
+from stages.train.optimizer import make_optimizers
+from tests.builders import (
+    build_data,
+    error_lines,
+    run_stage,
+    stage_environment,
+    tiny_model,
+    tiny_params,
+    train_params,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny shards, and a dvc.lock that says they are of these settings."""
+    root = build_data(tmp_path_factory.mktemp("plan"))
+    for name in ("stages/tokenizer/learn.py", "stages/download/chitchat.json", "model/init.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    values = tiny_params()
+    stages = {
+        stage: {"params": {"params.yaml": {section: values[section]}}}
+        for stage, section in (
+            ("download", "data"),
+            ("tokenizer", "tokenizer"),
+            ("shards", "shards"),
+        )
+    }
+    (root / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+    return root
+
+
+def plan(
+    world: Path, monkeypatch: pytest.MonkeyPatch, tokens: int | None = None, **changes: Any
+) -> Plan:
+    """Of TINY settings with changes, whose names have ``__`` for the dot."""
+    monkeypatch.chdir(world)
+    dotted = {name.replace("__", "."): value for name, value in changes.items()}
+    return reckon(settle(tiny_params(dotted)), tokens)
+
+
+SHAPES = [{}, {"tie_embeddings": False}, {"qk_norm": True, "kv_heads": 2}, {"num_layers": 5}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameters_by_part_are_those_of_the_network(shape: dict[str, Any]) -> None:
+    model = tiny_model(**shape)
+    of = parameters(model.config)
+    assert of.total == model.num_parameters()
+    count = {name: p.numel() for name, p in model.named_parameters()}
+    assert of.embedding == count["embedding.weight"]
+    assert of.feed_forward == sum(n for name, n in count.items() if ".feed_forward." in name)
+    assert of.norms == sum(n for name, n in count.items() if "norm" in name)
+    assert of.head == (0 if model.config.tie_embeddings else of.embedding)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_stays_in_memory_is_what_training_keeps(optimizer: str, dtype: torch.dtype) -> None:
+    model, train = tiny_model(), train_params(optimizer=optimizer, mixed_precision=False)
+    optimizers = make_optimizers(model, train)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for one in optimizers:
+        one.step()
+    held = sum(
+        value.numel() * value.element_size()
+        for one in optimizers
+        for state in one.state.values()
+        for value in state.values()
+        if value.numel() > 1  # not its count of steps
+    )
+    assert held == optimizer_bytes(parameters(model.config), train)
+    runtime = RuntimeParams(**tiny_params()["runtime"])
+    memory = estimate(model.config, train, runtime, dtype, 1)
+    assert memory.weights == memory.gradients == 4 * model.num_parameters()
+    # Besides, the rotary tables and the counts of steps.
+    assert held <= memory.optimizer <= held + 4096
+    assert memory.activations > 0
+
+
+def test_activations_grow_with_a_pass_and_shrink_with_checkpointing() -> None:
+    runtime = RuntimeParams(**tiny_params()["runtime"])
+    config = ModelConfig(200, 64, 4, 4, 2, 128, 64)
+
+    def activations(**changes: Any) -> int:
+        train = train_params(batch_size=16, grad_accum_steps=1, **changes)
+        return estimate(config, train, runtime, torch.float32, 1).activations
+
+    whole = activations()
+    assert activations(micro_batch_size=4) < 0.5 * whole
+    selective, full = (activations(activation_checkpointing=how) for how in ("selective", "full"))
+    assert full < selective < whole
+    half = estimate(config, train_params(batch_size=16), runtime, torch.float32, 2)
+    assert half.activations < estimate(
+        config, train_params(batch_size=16), runtime, torch.float32, 1
+    ).activations * 1.01  # fmt: skip
+
+
+def test_no_contents_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of 70 billion parameters is reckoned in a moment, in no memory."""
+    config = ModelConfig(32_000, 8192, 2, 64, 8, 28_672, 2048)
+    runtime = RuntimeParams(**tiny_params()["runtime"])
+    memory = estimate(config, train_params(batch_size=64), runtime, torch.bfloat16, 1)
+    assert memory.peak > 16 * config.num_parameters()
+
+
+def test_steps_and_epochs_are_those_of_training(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((world / "data/shards/manifest.json").read_text())
+    tokens = manifest["splits"]["train"]["tokens"]
+    of_epochs = plan(world, monkeypatch, train__max_steps=None, train__epochs=2.0)
+    assert of_epochs.data.train_tokens == tokens
+    assert of_epochs.data.documents == 60
+    assert of_epochs.steps == math.ceil(2 * ((tokens - 1) // 32) / 4)
+    assert plan(world, monkeypatch, train__max_steps=7).tokens == 7 * 4 * 32
+    bodies = (world / "data/conversations/train.jsonl").read_text().splitlines()
+    assert len(bodies) == 60
+    assert plan(world, monkeypatch, model__seq_len=2).data.cut == 1.0
+    assert plan(world, monkeypatch, model__seq_len=1000).data.cut == 0.0
+
+
+def test_other_data_is_estimated_from_the_report_or_asked_for(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = {"bytes": 40_000, "messages": 300, "conversations": 60}
+    (world / "metrics").mkdir(exist_ok=True)
+    (world / "metrics/data.json").write_text(json.dumps({"train": report, "validation": report}))
+    other = plan(world, monkeypatch, tokenizer__vocab_size=4096)
+    assert other.data.train_tokens == round(40_000 / 3.75 + 2 * 300 + 60)
+    assert "estimated" in other.data.source
+    with pytest.raises(SettingsError, match=r"run `dvc repro shards`.*--tokens"):
+        plan(world, monkeypatch, data__min_turns=5)
+    given = plan(world, monkeypatch, tokens=10**6, data__min_turns=5)
+    assert given.data.train_tokens == 10**6
+    with pytest.raises(SettingsError, match=r"model\.seq_len 50,000 needs 50,001"):
+        plan(world, monkeypatch, model__seq_len=50_000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train__max_steps": 1}, "little data for the model"),
+        ({"train__max_steps": 2000}, "beyond 4 the same data"),
+        ({"model__tie_embeddings": False}, "vocabulary large for the model"),
+        ({}, "vocabulary large for the data"),
+        ({"train__lr": 1.0}, "train.lr 1 is far from"),
+        ({"train__lr": 1e-6}, "train.lr 1e-06 is far from"),
+        ({"model__seq_len": 8}, "longer than model.seq_len 8"),
+        ({"train__warmup_steps": 6}, "all 6 steps are warm-up"),
+        ({"train__eval_interval": 7}, "is never reached in 6 steps"),
+        ({"train__batch_size": 500}, "more than an epoch"),
+    ],
+)
+def test_it_warns(
+    changes: dict[str, Any], says: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [line for line in plan(world, monkeypatch, **changes).cautions if says in line]
+    sound = plan(
+        world, monkeypatch, tokens=2 * 10**6, train__max_steps=4000, train__lr=5e-3,
+        model__num_layers=8, model__d_ff=128,
+    )  # fmt: skip
+    assert [line for line in sound.cautions if says in line] == []
+
+
+def test_the_usual_learning_rate_is_near_what_experiments_found() -> None:
+    # The committed default, and what tests/benchmarks found for nanoGPT's recipe's shape.
+    assert usual_lr(3.96e13, 2048) == pytest.approx(4e-3, rel=0.35)
+    assert usual_lr(1e14, 4096) == pytest.approx(4e-3, rel=0.35)
+
+
+def test_overrides_are_those_of_dvc(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    before = Path("params.yaml").read_bytes()
+    values = overridden(
+        ["train.lr=1e-5", "++data.filter.language=English", "train.betas=[0.8,0.9]"]
+    )
+    assert values["train"]["lr"] == 1e-5
+    assert values["data"]["filter"] == {"language": "English"}
+    assert values["train"]["betas"] == [0.8, 0.9]
+    assert Path("params.yaml").read_bytes() == before
+    with pytest.raises(SettingsError, match=r"train\.lrr"):
+        overridden(["train.lrr=1"])
+    with pytest.raises(SettingsError, match="-S nonsense"):
+        overridden(["nonsense"])
+
+
+@pytest.mark.parametrize("bad", [["--mfu", "2"], ["--gpus", "0"], ["--tokens", "-1"], ["--what"]])
+def test_a_mistake_on_the_command_line_is_one_line(bad: list[str]) -> None:
+    with pytest.raises(SettingsError):
+        options(bad)
+
+
+def test_the_command_tells_all_and_changes_nothing(world: Path) -> None:
+    before = sorted(path for path in world.rglob("*") if path.is_file())
+    command = [sys.executable, "-m", "stages.plan", "--gpu-tflops", "989", "--no-measure"]
+    done = subprocess.run(
+        command,
+        cwd=world,
+        env=stage_environment(world),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("parameters", "embedding", "training", "FLOPs", "disk", "activations", "989"):
+        assert word in done.stdout
+    assert "\nhere " not in done.stdout
+    assert sorted(path for path in world.rglob("*") if path.is_file()) == before
+    command += ["-S", "model.num_heads=3"]
+    failed = subprocess.run(
+        command,
+        cwd=world,
+        env=stage_environment(world),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert failed.returncode == 2
+    assert len(error_lines(failed.stderr)) == 1
+    assert "model.d_model: 16 is not divisible by num_heads 3" in failed.stderr
+
+
+MEDIUM = {
+    "model.d_model": 256,
+    "model.num_layers": 4,
+    "model.num_heads": 4,
+    "model.kv_heads": 2,
+    "model.d_ff": 768,
+    "model.dropout": 0.0,
+    "model.seq_len": 128,
+    "train.batch_size": 16,
+    "train.grad_accum_steps": 1,
+    "train.max_steps": 4,
+    "train.eval_tokens": 2000,
+}
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"model.seq_len": 32}, marks=slow),
+        pytest.param({"train.mixed_precision": "bf16"}, marks=slow),
+        pytest.param({"train.bf16_weights": True, "train.mixed_precision": "bf16"}, marks=slow),
+        pytest.param({"train.optimizer": "muon"}, marks=slow),
+        pytest.param({"train.activation_checkpointing": "full"}, marks=slow),
+        pytest.param({"train.activation_checkpointing": "selective"}, marks=slow),
+        pytest.param({"train.micro_batch_size": 4}, marks=slow),
+        pytest.param({"train.document_mask": True, "model.dropout": 0.1}, marks=slow),
+        pytest.param(
+            {"model.d_model": 768, "model.num_heads": 12, "model.kv_heads": 4}, marks=slow
+        ),
+        pytest.param({"model.num_layers": 12, "model.tie_embeddings": False}, marks=slow),
+    ],
+)
+def test_the_memory_is_what_training_then_uses(changes: dict[str, Any], tmp_path: Path) -> None:
+    changes = {**MEDIUM, **changes}
+    root = build_data(tmp_path, changes)
+    burst = measure(tiny_params(changes), 300)
+    code, errors = run_stage("train", root)
+    assert code == 0, errors
+    local = json.loads((root / "metrics/train.local.json").read_text(encoding="utf-8"))
+    assert burst.peak_mib == pytest.approx(local["peak_memory_mib"], rel=0.15)
+    assert burst.step_seconds > 0
+    assert burst.peak_flops > 1e6
+
+
+def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(args, -9, "", "")
+
+    monkeypatch.setattr(subprocess, "run", killed)
+    with pytest.raises(SettingsError, match=r"does not fit.*stages\.train\.fit"):
+        measure(tiny_params(), 300)
+
+
+def test_the_estimate_matches_the_largest_real_tensors() -> None:
+    """Activations as counted on fake tensors are those of a real pass, by torch's own hooks."""
+    config = ModelConfig(200, 64, 3, 4, 2, 128, 64)
+    runtime = RuntimeParams(**tiny_params()["runtime"])
+    train = train_params(batch_size=8, grad_accum_steps=1)
+    counted = estimate(config, train, runtime, torch.float32, 1).activations
+    from stages.train.loss import TrainingLoss
+
+    network = TrainingLoss(Transformer(config), torch.float32)
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(8, 64, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = network(ids, ids, None)
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept = sum(size for address, size in saved.items() if address not in weights)
+    loss.backward()
+    # What is kept from forward to backward, and a few temporaries.
+    assert kept <= counted <= 1.5 * kept
