@@ -14,6 +14,7 @@ from stages.errors import SettingsError, run
 from stages.files import write_text
 from stages.params import read
 from stages.runtime import RuntimeParams, check_device, memory_bytes, start_torch
+from stages.scratch import make_scratch_folder
 from stages.train.params import ModelParams, Seed, TrainParams
 from stages.train.start import check_start
 from stages.train.trackers import WandbParams
@@ -86,6 +87,7 @@ def main() -> None:
     read("wandb", WandbParams)
     runtime = read("runtime", RuntimeParams)
     check_device(runtime)
+    make_scratch_folder(runtime)
     manifest, train = read_manifest(), read("train", TrainParams)
     model = read("model", ModelParams)
     check(manifest, model, train)
