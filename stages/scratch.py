@@ -5,10 +5,13 @@ the model, and if it is killed before, training writes its results again from th
 training, which runs only once they are stored, removes it.
 """
 
+import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
+from stages.errors import DISK_ERRNOS, SettingsError
 from stages.files import write_text
 from stages.runtime import RuntimeParams
 
@@ -18,6 +21,23 @@ COMPLETE = "complete"
 def scratch_folder(params: RuntimeParams) -> Path:
     """``checkpoint_dir``, relative to the main checkout also in DVC's temporary ones."""
     return Path(os.environ.get("DVC_ROOT", ".")) / params.checkpoint_dir
+
+
+def make_scratch_folder(params: RuntimeParams) -> Path:
+    """The scratch folder, made if need be. Raises SettingsError when it can't be written."""
+    folder = scratch_folder(params)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in DISK_ERRNOS - {errno.EROFS}:
+            raise
+        raise SettingsError(
+            f"runtime.checkpoint_dir: '{params.checkpoint_dir}' can't be written "
+            f"({error.strerror}): name another folder"
+        ) from None
+    return folder
 
 
 def mark_complete(folder: Path) -> None:

@@ -14,6 +14,7 @@ from stages.errors import SettingsError, run
 from stages.files import write_text
 from stages.params import read
 from stages.runtime import RuntimeParams, check_device, memory_bytes, start_torch
+from stages.scratch import make_scratch_folder
 from stages.trackers import WandbParams
 from stages.train.params import ModelParams, Seed, TrainParams
 from stages.train.shape import check_shape, config_of_start
@@ -87,6 +88,7 @@ def main() -> None:
     read("wandb", WandbParams)
     runtime = read("runtime", RuntimeParams)
     check_device(runtime)
+    make_scratch_folder(runtime)
     manifest, train = read_manifest(), read("train", TrainParams)
     model = read("model", ModelParams)
     check(manifest, model, train)

@@ -36,7 +36,7 @@ from stages.errors import BusyError, Stopped, peer_lost
 from stages.files import write_json
 from stages.progress import say
 from stages.runtime import RuntimeParams
-from stages.scratch import COMPLETE, mark_complete, scratch_folder
+from stages.scratch import COMPLETE, make_scratch_folder, mark_complete, scratch_folder
 from stages.train import saves
 from stages.train.fingerprint import About, differences, fingerprint, without_end
 from stages.train.loop import TrainState
@@ -92,6 +92,7 @@ class Checkpoints:
         return self
 
     def _take(self) -> None:
+        make_scratch_folder(self.params)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder, LOCK_SECONDS)
         if self._lock is None:

@@ -27,6 +27,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"runtime.threads": 10**6}, "runtime.threads"),
         ({"model.rope_theta": 1e-300}, "model.rope_theta"),
         ({"train.weight_decay": 1e300}, "train.weight_decay"),
+        (
+            {"runtime.checkpoint_dir": "params.yaml/x"},
+            "runtime.checkpoint_dir: 'params.yaml/x' can't",
+        ),
         ({"train.init_from": "no/such/folder"}, "train.init_from: 'no/such/folder' is no folder"),
     ],
 )
