@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.loading import load
-from model.sampling import Sampling, choose, uniform
+from model.sampling import Sampling
 from model.text import StopMatcher, Utf8Stream, Vocabulary
 from model.tokenizer import ChatTokenizer
 from model.torch_backend import TorchBackend
@@ -25,6 +25,9 @@ __all__ = ["Engine", "Piece", "Reply", "Sampling", "TokenLogprob"]
 
 Finish = Literal["stop", "length", "context"]
 DEFAULT = Sampling()
+# Where auto goes from fp32 to bf16: weights beyond the processor's caches are read at the speed of
+# memory, so that half the bytes take half the time.
+FP32_PARAMETERS = 4 * 2**20
 WEIGHTS = ("auto", "fp32", "bf16", "int8")
 
 
@@ -65,23 +68,26 @@ class Reply:
 
 
 class Backend(Protocol):
-    """The network on slots. Logits are float32 on the CPU."""
+    """The network on slots, and the choice of tokens by it."""
 
     name: str
 
-    def prefill(self, slot: int, ids: Sequence[int], past: int = 0) -> Tensor: ...
+    def begin(self, slot: int, prompt: Sequence[int], sampling: Sampling, seed: int) -> int:
+        """Computes a prompt and chooses the first token behind it."""
 
-    def decode(
-        self, slots: Sequence[int], tokens: Sequence[int], lengths: Sequence[int]
-    ) -> Tensor: ...
+    def step(self, slots: Sequence[int]) -> list[int]:
+        """The next token of each of ``slots``."""
+
+    def logits(self, slot: int) -> Tensor:
+        """Those (vocab_size,) that the newest token of ``slot`` was chosen by."""
 
 
 @dataclass
 class _Live:
-    """A reply in the making. ``length`` counts the tokens in its slot."""
+    """A reply in the making."""
 
     slot: int
-    prompt: list[int]
+    prompt: Sequence[int]
     sampling: Sampling
     seed: int
     end: frozenset[int]
@@ -89,8 +95,7 @@ class _Live:
     at_limit: Finish
     matcher: StopMatcher
     characters: Utf8Stream = field(default_factory=Utf8Stream)
-    reply: list[int] = field(default_factory=list)
-    length: int = 0
+    made: int = 0
 
 
 class Engine:
@@ -107,21 +112,21 @@ class Engine:
         slots: int = 16,
         weights: str = "auto",
         native: bool | None = None,
+        backend: Backend | None = None,
     ) -> None:
         """Room for ``slots`` replies at a time.
 
-        ``weights`` is fp32, bf16, int8 (weights alone; sums are float32) or auto. ``native`` False
-        computes by torch's operations. Raises ValueError for a setting out of range.
+        ``weights`` is fp32, bf16 or int8 (the weights alone; sums are float32), or auto: fp32 up to
+        FP32_PARAMETERS, bf16 above. ``native`` True computes by the kernel for CPUs, which a C++
+        compiler makes on first use, False by torch's operations; None by the kernel where it can.
+        ``backend`` is one that ``make_backend`` made of this model for as many slots.
+
+        Raises ValueError for a setting out of range, RuntimeError where ``native`` is True and
+        there is no compiler.
         """
-        if slots < 1:
-            raise ValueError(f"slots {slots} is below 1")
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights '{weights}' is none of {', '.join(WEIGHTS)}")
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
         self._vocabulary = Vocabulary(tokenizer)
-        self._backend: Backend = TorchBackend(
-            model, slots, "fp32" if weights == "auto" else weights
-        )
+        self._backend = backend or make_backend(model, slots, weights, native)
         self._free = list(range(slots))[::-1]
         self._live: dict[int, _Live] = {}
         self._next = 0
@@ -225,7 +230,7 @@ class Engine:
         handle, self._next = self._next, self._next + 1
         self._live[handle] = _Live(
             slot=self._free.pop(),
-            prompt=list(prompt),
+            prompt=tuple(prompt),
             sampling=sampling,
             seed=seed,
             end=frozenset((self.tokenizer.end_id,) if end is None else end),
@@ -262,57 +267,77 @@ class Engine:
 
     def _advance(self, handles: Sequence[int]) -> list[tuple[int, Piece]]:
         pieces: list[tuple[int, Piece]] = []
-        decoding: list[int] = []
+        going: list[int] = []
         for handle in handles:
             live = self._live[handle]
             if not live.limit:
-                pieces.append((handle, self._finish(handle, "", (), live.at_limit)))
-            elif live.length:
-                decoding.append(handle)
+                pieces.append((handle, self._finish(handle, "", live.at_limit)))
+            elif live.made:
+                going.append(handle)
             else:
-                logits = self._backend.prefill(live.slot, live.prompt)
-                live.length = len(live.prompt)
-                pieces.append((handle, self._take(handle, logits)))
-        if decoding:
-            rows = [self._live[handle] for handle in decoding]
-            logits = self._backend.decode(
-                [live.slot for live in rows],
-                [live.reply[-1] for live in rows],
-                [live.length for live in rows],
-            )
-            for handle, live, row in zip(decoding, rows, logits, strict=True):
-                live.length += 1
-                pieces.append((handle, self._take(handle, row)))
+                token = self._backend.begin(live.slot, live.prompt, live.sampling, live.seed)
+                pieces.append((handle, self._take(handle, token)))
+        if going:
+            tokens = self._backend.step([self._live[handle].slot for handle in going])
+            for handle, token in zip(going, tokens, strict=True):
+                pieces.append((handle, self._take(handle, token)))
         return pieces
 
-    def _take(self, handle: int, logits: Tensor) -> Piece:
-        """Chooses the next token of a reply by ``logits`` (vocab_size,)."""
+    def _take(self, handle: int, token: int) -> Piece:
+        """What the next token of a reply adds to it."""
         live = self._live[handle]
-        sampling = live.sampling
-        u = uniform(live.seed, len(live.reply))
-        token = choose(logits, sampling, u, [*live.prompt, *live.reply])
         if token in live.end:
-            return self._finish(handle, "", (), "stop")
-        live.reply.append(token)
-        logprobs = (
-            () if sampling.logprobs is None else (_logprob(logits, token, sampling.logprobs),)
-        )
+            return self._finish(handle, "", "stop")
+        live.made += 1
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if live.sampling.logprobs is not None:
+            logits = self._backend.logits(live.slot)
+            logprobs = (_logprob(logits, token, live.sampling.logprobs),)
         text, stopped = live.matcher.feed(live.characters.feed(self._vocabulary.bytes(token)))
         if stopped:
             self.cancel(handle)
             return Piece(text, (token,), logprobs, "stop")
-        if len(live.reply) < live.limit:
+        if live.made < live.limit:
             return Piece(text, (token,), logprobs, None)
-        piece = self._finish(handle, text, (token,), live.at_limit)
-        return Piece(piece.text, piece.token_ids, logprobs, piece.finish)
+        last = self._finish(handle, text, live.at_limit)
+        return Piece(last.text, (token,), logprobs, last.finish)
 
-    def _finish(self, handle: int, text: str, ids: tuple[int, ...], finish: Finish) -> Piece:
+    def _finish(self, handle: int, text: str, finish: Finish) -> Piece:
         """Ends a reply with what was held back of its text."""
         live = self._live[handle]
         self.cancel(handle)
         last, stopped = live.matcher.feed(live.characters.feed(b"", final=True))
         text += last if stopped else last + live.matcher.rest()
-        return Piece(text, ids, (), "stop" if stopped else finish)
+        return Piece(text, (), (), "stop" if stopped else finish)
+
+
+def make_backend(
+    model: Transformer, slots: int = 1, weights: str = "auto", native: bool | None = None
+) -> Backend:
+    """What computes for an engine; arguments and errors are the engine's."""
+    if slots < 1:
+        raise ValueError(f"slots {slots} is below 1")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights '{weights}' is none of {', '.join(WEIGHTS)}")
+    config, device = model.config, model.embedding.weight.device
+    if weights == "auto":
+        weights = "fp32" if config.num_parameters() <= FP32_PARAMETERS else "bf16"
+    if native is None:
+        native_wanted = device.type == "cpu"
+    elif native and device.type != "cpu":
+        raise ValueError(f"native: the kernel computes on a CPU, the model is on {device}")
+    else:
+        native_wanted = native
+    if native_wanted:
+        from model.native.backend import NativeBackend
+        from model.native.build import NoKernel
+
+        try:
+            return NativeBackend(model, slots, weights)
+        except NoKernel as reason:
+            if native:
+                raise RuntimeError(f"native: {reason}") from None
+    return TorchBackend(model, slots, weights)
 
 
 def _logprob(logits: Tensor, token: int, count: int) -> TokenLogprob:

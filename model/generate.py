@@ -1,12 +1,19 @@
 """One reply to a prompt, as text: the shortest way to talk to a model."""
 
 import reprlib
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 
-from model.engine import Engine
+from model.engine import Engine, make_backend
+from model.native.backend import NativeBackend
 from model.sampling import Sampling
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
+
+# Packing a model's weights for the kernel takes longer than a short reply: kept for the next call.
+_backends: weakref.WeakKeyDictionary[Transformer, NativeBackend] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()  # a backend serves one caller at a time
 
 
 def generate_with_cache(
@@ -33,7 +40,15 @@ def generate_with_cache(
     sampling = Sampling(
         max_new_tokens=max_length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
-    (reply,) = Engine(model, tokenizer, slots=1).replies([ids], sampling)
+    with _lock:
+        backend = _backends.get(model) or make_backend(model)
+        # Weights may have changed since, by training or by hand.
+        if isinstance(backend, NativeBackend):
+            if not backend.fits(model):
+                backend = make_backend(model)
+            if isinstance(backend, NativeBackend):
+                _backends[model] = backend
+        (reply,) = Engine(model, tokenizer, slots=1, backend=backend).replies([ids], sampling)
     return reply.text
 
 

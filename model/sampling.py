@@ -1,9 +1,9 @@
 """Choosing the next token from logits: pure functions, one definition each.
 
 The distribution that a token is drawn from is, in this order: the logits after the repetition
-penalty, divided by the temperature, limited to the top k, to the nucleus (top p) of what is left
-and by min p. A draw turns one uniform number into a token by that distribution's cumulative sum;
-the number is a function of the seed and of the token's position in the reply alone.
+penalty, limited to the top k, divided by the temperature, limited to the nucleus (top p) of what is
+left and by min p. A draw turns a uniform number into a token by the cumulative sum of that
+distribution; the number is a function of the seed and of the token's position in the reply alone.
 """
 
 import math
@@ -137,12 +137,12 @@ def distribution(logits: Tensor, sampling: Sampling, seen: Iterable[int] = ()) -
         chosen = torch.zeros_like(logits)
         chosen[logits.argmax()] = 1.0
         return chosen
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
     # With the largest at 0, a tiny temperature makes no logit infinite; below the floor 0 / 0
     # would.
     logits = logits - logits.amax()
     logits = logits / max(sampling.temperature, torch.finfo(logits.dtype).tiny)
-    if sampling.top_k is not None:
-        logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
         logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p > 0:
@@ -186,4 +186,9 @@ def choose(logits: Tensor, sampling: Sampling, u: float, seen: Iterable[int] = (
 def check_finite(logits: Tensor) -> None:
     """Raises ValueError for infinity and NaN: no token could be chosen by them."""
     if not bool(logits.isfinite().all()):
-        raise ValueError("the model's logits are not finite numbers: its weights are damaged")
+        raise damaged()
+
+
+def damaged() -> ValueError:
+    """What to raise for logits that are not finite."""
+    return ValueError("the model's logits are not finite numbers: its weights are damaged")

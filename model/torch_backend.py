@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.quantise import rounded_to_int8
+from model.sampling import Sampling, choose, uniform
 from model.transformer import Rotation, Transformer, rotary_tables, rotate
 
 # (layer, q, k, v) -> y, each (rows, heads, head_dim)
@@ -32,6 +34,16 @@ class Layer:
     feed_forward_norm: Tensor
     gate_up: Tensor
     down: Tensor
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """A reply in the making; ``seen`` are the tokens of prompt and reply."""
+
+    sampling: Sampling
+    seed: int
+    seen: list[int]
+    prompt_tokens: int
 
 
 class TorchBackend:
@@ -79,8 +91,38 @@ class TorchBackend:
         cos, sin = rotary_tables(config)
         self.rotation: Rotation = cos.to(self.device), sin.to(self.device)
         shape = (config.num_layers, slots, config.kv_heads, config.seq_len, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        # Read only where written: pages that no token reached cost no memory.
+        self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.values = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self._replies: dict[int, _Reply] = {}
+        self._logits: dict[int, Tensor] = {}
+
+    def begin(self, slot: int, prompt: Sequence[int], sampling: Sampling, seed: int) -> int:
+        """Computes a prompt and chooses the first token behind it.
+
+        Raises ValueError for logits that are not finite.
+        """
+        logits = self.prefill(slot, prompt)
+        self._replies[slot] = _Reply(sampling, seed, list(prompt), len(prompt))
+        return self._choose(slot, logits)
+
+    def step(self, slots: Sequence[int]) -> list[int]:
+        """The next token of each of ``slots``. Raises ValueError for logits that are not finite."""
+        seen = [self._replies[slot].seen for slot in slots]
+        logits = self.decode(slots, [ids[-1] for ids in seen], [len(ids) - 1 for ids in seen])
+        return [self._choose(slot, row) for slot, row in zip(slots, logits, strict=True)]
+
+    def logits(self, slot: int) -> Tensor:
+        """Those (vocab_size,) that the newest token of ``slot`` was chosen by."""
+        return self._logits[slot]
+
+    def _choose(self, slot: int, logits: Tensor) -> int:
+        reply = self._replies[slot]
+        u = uniform(reply.seed, len(reply.seen) - reply.prompt_tokens)
+        token = choose(logits, reply.sampling, u, reply.seen)
+        self._logits[slot] = logits
+        reply.seen.append(token)
+        return token
 
     @torch.inference_mode()
     def prefill(self, slot: int, ids: Sequence[int], past: int = 0) -> Tensor:
@@ -155,17 +197,3 @@ class TorchBackend:
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], weight, self.config.norm_eps)
-
-
-def rounded_to_int8(weight: Tensor) -> Tensor:
-    """What int8 makes of ``weight`` (outputs, inputs)."""
-    integers, scales = to_int8(weight)
-    return integers.float() * scales[:, None]
-
-
-def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``weight`` (outputs, inputs) as int8 and a float32 factor for each output."""
-    weight = weight.float()
-    scales = weight.abs().amax(dim=1) / 127
-    integers = (weight / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round()
-    return integers.clamp(-127, 127).to(torch.int8), scales

@@ -15,6 +15,8 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 # Imported, but no part of what decides an output; with what they import in turn.
 LEFT_OUT = {
     "model/__init__.py": "names that lead to other modules",
+    "model/native/backend.py": "evaluation computes by torch's operations, whatever the machine",
+    "model/native/build.py": "as the kernel",
     "stages/download/transfer.py": "how the hub's files come; each is compared with its digest",
     "stages/errors.py": "messages and exit codes",
     "stages/params.py": "DVC hashes the values themselves",

@@ -1,5 +1,7 @@
 """Generation: the tokens that transformers' greedy search makes, and the promises of its limits."""
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,11 +11,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model.generate import generate_ids, generate_with_cache
+from model.engine import Engine, Sampling
+from model.generate import generate_with_cache
 from model.loading import load
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
 from tests.model.tiny import chat_config, lively_transformer, write_folder
+
+
+def greedy_ids(
+    model: Transformer, tokenizer: ChatTokenizer, prompt: Sequence[int], count: int
+) -> list[int]:
+    """Greedy ids up to the end of the turn."""
+    sampling = Sampling(max_new_tokens=count, temperature=0)
+    pieces = Engine(model, tokenizer, slots=1).stream(prompt, sampling)
+    return [token for piece in pieces for token in piece.token_ids]
+
 
 PROMPTS = ["hello there", "", "what is <|user|>?", "Grüße aus Köln! 👋", "the dog " * 8]
 
@@ -55,7 +68,7 @@ def test_greedy_text_is_that_of_transformers(
     if tokenizer.end_id in expected:
         expected.remove(tokenizer.end_id)
     ids = inputs["input_ids"][0].tolist()
-    assert list(generate_ids(model, ids, 24, stop=(tokenizer.end_id,))) == expected
+    assert greedy_ids(model, tokenizer, ids, 24) == expected
     text = generate_with_cache(model, tokenizer, prompt, max_length=24, temperature=0)
     assert text == their_tokenizer.decode(output, skip_special_tokens=True)
 
@@ -68,22 +81,10 @@ def test_greedy_tokens_vary_and_one_reply_ends_by_itself(
     replies = []
     for prompt in PROMPTS:
         ids = tokenizer.encode_chat([{"role": "user", "content": prompt}], True)
-        replies.append(tuple(generate_ids(model, ids, 24, stop=(tokenizer.end_id,))))
+        replies.append(tuple(greedy_ids(model, tokenizer, ids, 24)))
     assert len(set(replies)) == len(replies)
     assert all(len(set(reply)) > 3 for reply in replies)
     assert min(len(reply) for reply in replies) < 24 == max(len(reply) for reply in replies)
-
-
-def test_cached_greedy_tokens_are_those_of_the_whole_network_each_time(
-    opened: tuple[Transformer, ChatTokenizer],
-) -> None:
-    model, _ = opened
-    ids = [1, 50, 60, 70]
-    for token in generate_ids(model, list(ids), 20):
-        with torch.no_grad():
-            assert token == int(model(torch.tensor([ids]))[0, -1].argmax())
-        ids.append(token)
-    assert len(ids) == 24
 
 
 # --- a model that says what it is told to
@@ -175,7 +176,7 @@ def test_prompt_and_reply_fill_seq_len_exactly_and_then_stop(
 ) -> None:
     prompt = tokenizer.encode_chat([{"role": "user", "content": "hi"}], True)
     model = parrot([], letters[0], seq_len=len(prompt) + room)
-    assert list(generate_ids(model, prompt, 1000)) == [letters[0]] * room
+    assert greedy_ids(model, tokenizer, prompt, 1000) == [letters[0]] * room
     text = generate_with_cache(model, tokenizer, "hi", max_length=1000, temperature=0)
     assert text == "a" * room
 
@@ -212,7 +213,7 @@ def test_every_message_of_a_conversation_counts(
         {"role": "user", "content": "what is the answer?"},
     ]
     ids = tokenizer.encode_chat(messages, add_generation_prompt=True)
-    expected = tokenizer.decode(generate_ids(model, ids, 12, stop=(tokenizer.end_id,)))
+    expected = tokenizer.decode(greedy_ids(model, tokenizer, ids, 12))
     assert generate_with_cache(model, tokenizer, messages, 12, temperature=0) == expected
     assert generate_with_cache(model, tokenizer, messages[-1:], 12, temperature=0) != expected
     with pytest.raises(ValueError, match="unknown role 'tool'"):
@@ -276,7 +277,7 @@ def test_sampling_at_its_narrowest_is_greedy(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"max_length": -1}, "new tokens can't be -1"),
+        ({"max_length": -1}, "max_new_tokens -1 is below 0"),
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"top_k": 0}, "top_k 0"),
         ({"top_p": 0.0}, "top_p 0.0"),
@@ -289,15 +290,6 @@ def test_a_setting_out_of_range_is_a_value_error(
     model, tokenizer = opened
     with pytest.raises(ValueError, match=message):
         generate_with_cache(model, tokenizer, "hello", **setting)
-
-
-def test_generate_ids_checks_before_the_first_id_is_asked_for(
-    opened: tuple[Transformer, ChatTokenizer],
-) -> None:
-    model, _ = opened
-    for arguments in ([], 5), ([1] * 128, 5), ([1], -1), ([1], 5, -1.0):
-        with pytest.raises(ValueError, match=r"prompt|new tokens|temperature"):
-            generate_ids(model, *arguments)
 
 
 # --- what generation leaves behind
@@ -320,26 +312,44 @@ def test_generation_is_without_dropout_and_leaves_the_mode_as_it_was(
     assert all(module.training == training for module in dropping.modules())
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_generation_that_is_left_early_leaves_the_mode_as_it_was(
-    dropping: Transformer, training: bool
+def test_a_model_can_be_trained_after_it_has_generated(
+    dropping: Transformer, tokenizer: ChatTokenizer
 ) -> None:
-    dropping.train(training)
-    tokens = generate_ids(dropping, [1, 2, 3], 10)
-    next(tokens)
-    tokens.close()
-    assert dropping.training == training
-    with pytest.raises(IndexError):
-        list(generate_ids(dropping, [1, 100_000], 10))
-    assert dropping.training == training
-
-
-def test_a_model_can_be_trained_after_it_has_generated(dropping: Transformer) -> None:
-    list(generate_ids(dropping, [1, 2, 3], 5))
+    generate_with_cache(dropping, tokenizer, "hello", 5)
     dropping.train()(torch.tensor([[1, 2, 3]])).sum().backward()
     assert all(weight.grad is not None for weight in dropping.parameters())
 
 
+@pytest.mark.parametrize("how", ["in place", "behind the back", "another tensor"])
+def test_a_reply_is_that_of_the_weights_as_they_are_now(tokenizer: ChatTokenizer, how: str) -> None:
+    config = vars(chat_config(tokenizer, tie_embeddings=False, seq_len=64))
+    model, other = lively_transformer(seed=1, **config), lively_transformer(seed=1, **config)
+    first = generate_with_cache(model, tokenizer, "hello", 20, temperature=0)
+    assert generate_with_cache(model, tokenizer, "hello", 20, temperature=0) == first
+    for changed in (model, other):
+        weight = changed.blocks[1].feed_forward.down.weight
+        with torch.no_grad():
+            if how == "in place":
+                weight[3, 5] += 100
+            elif how == "behind the back":
+                weight.data.numpy()[3, 5] += 100
+            else:
+                weight = weight.clone()
+                weight[3, 5] += 100
+                changed.blocks[1].feed_forward.down.weight = torch.nn.Parameter(weight)
+    second = generate_with_cache(model, tokenizer, "hello", 20, temperature=0)
+    assert second == generate_with_cache(other, tokenizer, "hello", 20, temperature=0) != first
+
+
+def test_a_model_that_has_generated_is_not_kept_alive(tokenizer: ChatTokenizer) -> None:
+    model = lively_transformer(**vars(chat_config(tokenizer)))
+    generate_with_cache(model, tokenizer, "hello", 5)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
 def test_half_precision_weights_generate(tokenizer: ChatTokenizer) -> None:
     model = lively_transformer(**vars(chat_config(tokenizer))).bfloat16()
-    assert len(list(generate_ids(model, [1, 2, 3], 10))) == 10
+    assert generate_with_cache(model, tokenizer, "hello", 10, seed=1) is not None

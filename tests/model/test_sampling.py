@@ -1,6 +1,7 @@
 """The choice of the next token, against the definitions."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.sampling import check_sampling, choose, keep_top_k, keep_top_p
+from model.sampling import (
+    Sampling,
+    choose,
+    distribution,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise,
+    uniform,
+)
 from tests.model.tiny import examples
 
 # Multiples of a quarter, so that ties are common.
@@ -64,11 +75,41 @@ def test_a_tiny_nucleus_is_the_most_probable_token(p: float, dtype: torch.dtype)
     logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, -1.0, 0.0]], dtype=dtype)
     result = keep_top_p(logits, p)
     assert [kept(row) for row in result] == [[1], [0]]
-    assert choose(logits, 1.0, top_p=p).tolist() == [1, 0]
+    sampling = Sampling(temperature=1.0, top_p=p)
+    assert [choose(row, sampling, 0.99) for row in logits] == [1, 0]
 
 
 def test_the_nucleus_of_tied_tokens_is_no_larger_than_needed() -> None:
-    assert len(kept(keep_top_p(torch.zeros(10), 0.35))) == 4
+    assert kept(keep_top_p(torch.zeros(10), 0.35)) == [0, 1, 2, 3]
+
+
+@examples(200)
+@given(row=rows, p=st.floats(0, 1))
+def test_min_p_keeps_what_has_that_share_of_the_largest_probability(
+    row: list[float], p: float
+) -> None:
+    logits = torch.tensor(row)
+    result = keep_min_p(logits, p)
+    weights = [math.exp(value - max(row)) for value in row]
+    rounding = 1e-5
+    inside = kept(result)
+    assert torch.equal(result[inside], logits[inside])
+    assert all(weights[i] >= p - rounding for i in inside)
+    assert all(weights[i] < p + rounding for i in range(len(row)) if i not in inside)
+    assert row.index(max(row)) in inside
+
+
+@examples(200)
+@given(row=rows, seen=st.lists(st.integers(0, 29)), penalty=st.floats(0.1, 10))
+def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones(
+    row: list[float], seen: list[int], penalty: float
+) -> None:
+    seen = [token for token in seen if token < len(row)]
+    expected = [
+        (value / penalty if value > 0 else value * penalty) if i in seen else value
+        for i, value in enumerate(row)
+    ]
+    torch.testing.assert_close(penalise(torch.tensor(row), seen, penalty), torch.tensor(expected))
 
 
 @examples(100)
@@ -76,46 +117,27 @@ def test_the_nucleus_of_tied_tokens_is_no_larger_than_needed() -> None:
 def test_temperature_zero_takes_the_largest(
     row: list[float], top_k: int | None, top_p: float
 ) -> None:
-    logits = torch.tensor([row, row[::-1]])
     before = torch.get_rng_state()
-    result = choose(logits, 0.0, top_k, top_p)
-    assert [logits[i, token].item() for i, token in enumerate(result)] == [max(row)] * 2
+    token = choose(torch.tensor(row), Sampling(temperature=0, top_k=top_k, top_p=top_p), 0.5)
+    assert row[token] == max(row)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@examples(100)
-@given(
-    row=rows,
-    temperature=st.floats(0, 1e6, exclude_min=True),
-    top_k=st.none() | st.integers(1, 5),
-    top_p=st.floats(0.01, 1.0),
-    seed=st.integers(0, 2**32),
-)
-def test_a_draw_repeats_with_its_seed_and_stays_among_the_kept(
-    row: list[float], temperature: float, top_k: int | None, top_p: float, seed: int
-) -> None:
-    logits = torch.tensor(row).repeat(4, 1)
-    before = torch.get_rng_state()
-    first, second = (
-        choose(logits, temperature, top_k, top_p, torch.Generator().manual_seed(seed))
-        for _ in range(2)
-    )
-    assert torch.equal(torch.get_rng_state(), before)
-    assert first.shape == (4,)
-    assert torch.equal(first, second)
-    if top_k is not None:
-        assert set(first.tolist()) <= set(kept(keep_top_k(logits[0], top_k)))
+def test_a_penalty_counts_in_greedy_choice_too() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0])
+    assert choose(logits, Sampling(temperature=0, repetition_penalty=2.0), 0.0, [1, 1]) == 2
+    assert choose(logits, Sampling(temperature=0, repetition_penalty=2.0), 0.0, [0]) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-38, 1e-6])
 def test_a_tiny_temperature_takes_the_largest(temperature: float) -> None:
-    logits = torch.tensor([[3.0, -1.0, 5.0, 4.999]])
-    assert choose(logits, temperature).tolist() == [2]
+    logits = torch.tensor([3.0, -1.0, 5.0, 4.999])
+    assert choose(logits, Sampling(temperature=temperature), 0.999) == 2
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, 1.0), (3, 1.0), (None, 0.8), (3, 0.9)])
-def test_draws_have_the_probabilities_of_their_definition(
+def test_the_distribution_is_that_of_the_definition(
     temperature: float, top_k: int | None, top_p: float
 ) -> None:
     logits = torch.tensor([1.0, 0.0, 2.0, -1.0, 1.5])
@@ -127,55 +149,84 @@ def test_draws_have_the_probabilities_of_their_definition(
         if mass < top_p * total:
             expected[i] = probabilities[i]
         mass += probabilities[i]
+    made = distribution(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+    torch.testing.assert_close(made, torch.tensor(expected) / sum(expected))
+
+
+@examples(200)
+@given(weights=st.lists(st.integers(0, 8), min_size=1, max_size=12), u=st.floats(0, 1))
+def test_a_draw_is_where_the_cumulative_sum_passes_the_number(weights: list[int], u: float) -> None:
+    if not any(weights) or u == 1:
+        return
+    token = draw(torch.tensor(weights) / sum(weights), u)
+    assert weights[token] > 0
+    rounding = 1e-6 * sum(weights)
+    assert sum(weights[:token]) <= u * sum(weights) + rounding
+    assert sum(weights[: token + 1]) >= u * sum(weights) - rounding
+
+
+def test_draws_have_the_frequencies_of_their_probabilities() -> None:
+    probabilities = torch.tensor([0.4, 0.0, 0.3, 0.2, 0.1])
     count = 20_000
-    draws = choose(
-        logits.repeat(count, 1), temperature, top_k, top_p, torch.Generator().manual_seed(0)
-    )
-    frequencies = torch.bincount(draws, minlength=5) / count
-    expected_tensor = torch.tensor(expected) / sum(expected)
-    assert torch.equal(frequencies > 0, expected_tensor > 0)
-    torch.testing.assert_close(frequencies, expected_tensor, atol=0.02, rtol=0)
+    counts = [0] * 5
+    for position in range(count):
+        counts[draw(probabilities, uniform(7, position))] += 1
+    assert counts[1] == 0
+    expected = [count * p for p in probabilities.tolist()]
+    chi_square = sum((n - e) ** 2 / e for n, e in zip(counts, expected, strict=True) if e)
+    assert chi_square < 16.3  # three degrees of freedom: exceeded once in a thousand seeds
 
 
-def test_without_a_generator_draws_follow_the_global_seed() -> None:
-    logits = torch.zeros(1, 1000)
-    torch.manual_seed(7)
-    first = [int(choose(logits, 1.0)) for _ in range(3)]
-    torch.manual_seed(7)
-    assert [int(choose(logits, 1.0)) for _ in range(3)] == first
-    assert [int(choose(logits, 1.0)) for _ in range(3)] != first
+def test_uniform_numbers_are_uniform_and_unlike_for_neighbouring_seeds_and_positions() -> None:
+    numbers = [uniform(seed, position) for seed in range(40) for position in range(40)]
+    assert len(set(numbers)) == 1600
+    assert all(0 <= number < 1 for number in numbers)
+    bins = [sum(k / 10 <= number < (k + 1) / 10 for number in numbers) for k in range(10)]
+    assert sum((n - 160) ** 2 / 160 for n in bins) < 27.9  # nine degrees of freedom
+    rows = torch.tensor(numbers, dtype=torch.float64).view(40, 40)
+    for table in (rows, rows.T):  # neighbours in either direction
+        pairs = torch.stack((table[:-1].flatten(), table[1:].flatten()))
+        assert abs(float(torch.corrcoef(pairs)[0, 1])) < 0.1
+    assert uniform(-1, 0) == uniform(2**64 - 1, 0)
 
 
 def test_half_precision_logits_are_drawn_in_full_precision() -> None:
-    logits = torch.tensor([[1.0, 2.0, 0.5, 1.5]]).repeat(50, 1)
-    draws = [
-        choose(logits.to(dtype), 0.7, generator=torch.Generator().manual_seed(1))
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    ]
-    assert torch.equal(draws[0], draws[1])
-    assert torch.equal(draws[0], draws[2])
+    logits = torch.tensor([1.0, 2.0, 0.5, 1.5])
+    for u in (uniform(1, position) for position in range(50)):
+        draws = {
+            choose(logits.to(dtype), Sampling(temperature=0.7), u)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        }
+        assert len(draws) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_a_value_error(value: float, temperature: float) -> None:
+    logits = torch.tensor([1.0, value, 2.0])
+    with pytest.raises(ValueError, match="not finite numbers: its weights are damaged"):
+        choose(logits, Sampling(temperature=temperature), 0.5)
 
 
 @pytest.mark.parametrize(
-    ("name", "temperature", "top_k", "top_p"),
+    ("name", "value"),
     [
-        ("temperature", -0.1, None, 1.0),
-        ("temperature", math.inf, None, 1.0),
-        ("temperature", math.nan, None, 1.0),
-        ("top_k", 1.0, 0, 1.0),
-        ("top_k", 1.0, -3, 1.0),
-        ("top_k", 0.0, 0, 1.0),
-        ("top_p", 1.0, None, 0.0),
-        ("top_p", 1.0, None, 1.01),
-        ("top_p", 1.0, None, -0.5),
-        ("top_p", 1.0, None, math.nan),
-        ("top_p", 0.0, None, 2.0),
+        *(("temperature", value) for value in (-0.1, math.inf, math.nan, "1", None, True)),
+        *(("top_k", value) for value in (0, -3, 1.5, "3", False)),
+        *(("top_p", value) for value in (0.0, 1.01, -0.5, math.nan, None)),
+        *(("min_p", value) for value in (-0.1, 1.1, math.nan, "0")),
+        *(("repetition_penalty", value) for value in (0.0, -1, math.inf, math.nan)),
+        *(("max_new_tokens", value) for value in (-1, 1.0, None, math.nan)),
+        *(("seed", value) for value in (1.5, "1", math.nan)),
+        *(("stop", value) for value in ("abc", ["abc"], ("",), (1,), None)),
+        *(("logprobs", value) for value in (-1, 2.5, True)),
     ],
 )
-def test_a_setting_out_of_range_is_a_value_error_that_names_it(
-    name: str, temperature: float, top_k: int | None, top_p: float
-) -> None:
+def test_a_setting_out_of_range_is_a_value_error_that_names_it(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} "):
-        check_sampling(temperature, top_k, top_p)
-    with pytest.raises(ValueError, match=f"^{name} "):
-        choose(torch.zeros(1, 4), temperature, top_k, top_p)
+        Sampling(**{name: value})
+
+
+def test_settings_at_the_ends_of_their_ranges_are_taken() -> None:
+    Sampling(0, 0, 1, 1, 0, 1e-9, 0, (), 0)
+    Sampling(10**9, 1e9, 10**9, 1e-300, 1.0, 1e9, 2**70, ("a", "b"), 100)

@@ -1,0 +1,1 @@
+"""The engine's own kernel for CPUs: C++, compiled on first use."""
