@@ -222,7 +222,7 @@ def test_two_models_side_by_side(page: Page, stub: StubEngine, tokenizer: ChatTo
 
 
 def test_what_no_longer_fits_is_said(page: Page, tokenizer: ChatTokenizer) -> None:
-    engine = StubEngine(tokenizer, lambda prompt: ["x" * 50], seq_len=150)
+    engine = StubEngine(tokenizer, lambda prompt: ["x" * 50], seq_len=130)
     with serving({"small": engine}) as running:
         page.goto(running.url)
         page.get_by_label("Longest reply").fill("10")
