@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from model.loading import load
+from model.native.backend import NativeBackend
+from model.native.build import NoKernel, start
 from model.sampling import Sampling
 from model.text import StopMatcher, Utf8Stream, Vocabulary
 from model.tokenizer import ChatTokenizer
@@ -133,7 +135,9 @@ class Engine:
 
     @classmethod
     def open(cls, folder: str | Path, device: torch.device | str = "cpu", **same: Any) -> "Engine":
-        """The engine of a model folder; ``same`` as above. Raises as ``model.load``."""
+        """The engine of a model folder; ``same`` as above. Raises as ``model.load`` besides."""
+        if torch.device(device).type == "cpu" and same.get("native") is not False:
+            start()
         model, tokenizer = load(folder, device)
         return cls(model, tokenizer, **same)
 
@@ -329,9 +333,6 @@ def make_backend(
     else:
         native_wanted = native
     if native_wanted:
-        from model.native.backend import NativeBackend
-        from model.native.build import NoKernel
-
         try:
             return NativeBackend(model, slots, weights)
         except NoKernel as reason:

@@ -1,5 +1,6 @@
 """Compiling the kernel with this machine's compiler, once for each machine and version."""
 
+import contextlib
 import ctypes
 import getpass
 import hashlib
@@ -9,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -19,13 +21,31 @@ FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-fPIC", "-shared", "-pthread"
 TUNINGS = (("-march=native",), ("-mcpu=native",), ())
 
 
+_one_at_a_time = threading.Lock()
+
+
 class NoKernel(Exception):
     """There is no kernel here; the message says why, in one line."""
 
 
-@cache
 def library() -> ctypes.CDLL:
     """The kernel, compiled now or before. Raises NoKernel."""
+    with _one_at_a_time:
+        return _library()
+
+
+def start() -> None:
+    """Begins to compile the kernel, if it must be, while the caller does something else."""
+
+    def work() -> None:
+        with contextlib.suppress(NoKernel):  # whoever asks for the kernel hears of it
+            library()
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+@cache
+def _library() -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise NoKernel("no C++ compiler is here (Debian and Ubuntu: apt install g++)")

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from stages.errors import SettingsError
-from tests.benchmarks import data_chain, encoding, lmsys, scale
+from tests.benchmarks import data_chain, encoding, generation, generation_measure, lmsys, scale
 from tests.benchmarks.contenders import MODELS, PEERS, make_model, missing
 from tests.benchmarks.measure import measure
 from tests.benchmarks.overhead import shares
@@ -50,6 +51,40 @@ def test_all_have_the_parameters_of_the_shape(name: str, shape: str) -> None:
         embeddings = (this.vocab_size + this.seq_len) * d
         expected = embeddings + this.num_layers * (12 * d * d + 13 * d) + 2 * d
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    "contender", ["plain-fp32", "litgpt-fp32", "transformers-dynamic-fp32", "parley-torch-fp32"]
+)
+def test_generators_of_the_same_weights_make_the_same_greedy_tokens(
+    contender: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if contender.startswith("litgpt") and missing("litgpt-eager"):
+        pytest.skip("litgpt is not installed")
+    monkeypatch.setattr(generation_measure, "PROMPT", 6)
+    monkeypatch.setattr(generation_measure, "NEW", 8)
+    monkeypatch.setattr(generation_measure, "GREEDY", 8)
+    shape = replace(TINY, vocab_size=320)
+    run = generation_measure.measure(contender, shape, 2, 1)
+    assert len(run["seconds"]) == 1
+    assert min(run["seconds"]) > 0
+    model = generation_measure.make_model(shape)
+    ids = generation_measure.prompts(shape, 2)
+    expected = generation_measure.without_cache(model)(ids, 8, True).tolist()
+    assert run["greedy"] == expected
+    assert len(set(map(tuple, expected))) == 2
+
+
+def test_the_table_of_generation_compares_with_the_best_peer_and_the_limit() -> None:
+    results = {
+        "plain-fp32": generation.Result([[1.0]], [[1, 2, 3, 4]]),
+        "litgpt-fp32": generation.Result([[0.5, 0.5, 9.0], [0.4]], [[1, 2, 3, 4]]),
+        "parley-native-bf16": generation.Result([[0.1]], [[1, 2, 9, 4]]),
+    }
+    lines = generation.table(results, 1, parameters=1000, speed=4e6).splitlines()
+    assert lines[2].startswith("| plain-fp32 | 128 (128) | 0.45 |  | 100% |")
+    assert lines[3] == "| litgpt-fp32 | 284 (320) | 1.00 |  | 100% |"
+    assert lines[4] == "| parley-native-bf16 | 1,280 (1,280) | 4.50 | 64% of 2,000 | 50% |"
 
 
 def test_the_table_compares_medians_of_rounds() -> None:

@@ -30,9 +30,9 @@ needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no
 def no_kernel_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache folder, as on the first use."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.library.cache_clear()
+    build._library.cache_clear()
     yield tmp_path / "parley" / "kernel"
-    build.library.cache_clear()
+    build._library.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_a_damaged_kernel_is_compiled_anew(
     monkeypatch.delenv("XDG_CACHE_HOME")
     good = Path(build.library()._name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(no_kernel_yet.parents[1]))
-    build.library.cache_clear()
+    build._library.cache_clear()
     no_kernel_yet.mkdir(parents=True)
     copy = no_kernel_yet / good.name
     shutil.copy(good, copy)
@@ -217,7 +217,7 @@ def test_a_damaged_kernel_is_compiled_anew(
     monkeypatch.setattr(build, "_compile", instead)
     assert say(model, tokenizer) == "native fp32"
     assert len(compiled) == 1
-    build.library.cache_clear()
+    build._library.cache_clear()
     assert say(model, tokenizer) == "native fp32"
     assert len(compiled) == 1
 
