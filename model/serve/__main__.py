@@ -7,7 +7,7 @@ import socket
 import sys
 from dataclasses import replace
 
-from model.cli import Failure, positive, run
+from model.cli import Failure, port, positive, run
 from model.serve.limits import Limits
 
 KEY = "PARLEY_API_KEY"
@@ -32,7 +32,7 @@ def options() -> argparse.ArgumentParser:
         help="model folders, each FOLDER or NAME=FOLDER; default: models/chat",
     )
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    add("--port", type=port, default=8000, help="0 takes a free one (default: %(default)s)")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a further name (Host)")
     add("--without-key", action="store_true", help="listen beyond this machine without a key")
     add("--slots", type=positive, default=16, help="replies at a time (default: %(default)s)")

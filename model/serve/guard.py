@@ -30,7 +30,7 @@ HOST = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([a-zA-Z0-9._-]{1,255}))(?::[0-
 # What a refused client may still send before its connection is closed: some clients read the
 # answer only when they have sent all.
 DISCARDED_BYTES = 8 << 20
-DISCARD_SECONDS = 2.0
+DISCARD_SECONDS = 1.0
 
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),

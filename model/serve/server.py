@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from model.serve.errors import ApiError, too_busy
 from model.serve.guard import App
 from model.serve.limits import Limits
-from model.serve.scheduler import Scheduler
+from model.serve.scheduler import Scheduler, report
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Bytes that a client may send ahead while its last request is answered.
@@ -122,8 +123,15 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=1,
             )
         )
+        # asyncio warns of clients that go away while they are written to: they may.
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
         self._schedulers = schedulers
         self._grace_seconds = limits.grace_seconds
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until a signal comes."""
+        asyncio.get_running_loop().set_exception_handler(_report)
+        await super().serve(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -151,3 +159,10 @@ class Server(uvicorn.Server):
         for scheduler in self._schedulers:
             scheduler.close()
         await super().shutdown(sockets)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """asyncio's own report would show the exception's message, which may hold a user's text."""
+    error = context.get("exception")
+    if error is not None:
+        report(error)

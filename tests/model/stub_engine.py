@@ -39,6 +39,7 @@ class StubEngine:
         self.steps = 0
         self.largest_batch = 0
         self.broken = False
+        self.complaint = "what a user said"
         self._live: dict[int, tuple[list[str], Sampling, int]] = {}
         self._next = 0
 
@@ -61,7 +62,7 @@ class StubEngine:
         self.steps += 1
         self.largest_batch = max(self.largest_batch, len(self._live))
         if self.broken:
-            raise RuntimeError("the secret of a user")
+            raise RuntimeError(self.complaint)
         pieces = []
         for handle, (texts, sampling, made) in list(self._live.items()):
             if made == len(texts):

@@ -1,9 +1,12 @@
 """``import model`` costs nothing, and its names are what they seem."""
 
+from pathlib import Path
+
 import pytest
 
 import model
-from tests.model.tiny import run_python
+from model.tokenizer import ChatTokenizer
+from tests.model.tiny import lively_transformer, run_python, write_folder
 
 HEAVY = ("torch", "tokenizers", "numpy", "safetensors", "transformers", "jinja2")
 
@@ -24,6 +27,22 @@ def test_a_name_imports_no_library_that_it_does_without(
     loaded = run_python(f"import sys; {statement}; print(*sys.modules)").split()
     assert "model" in loaded
     assert not set(absent) & set(loaded)
+
+
+def test_opening_a_model_imports_no_compiler_and_draws_nothing(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    model = lively_transformer(vocab_size=ChatTokenizer.load(tokenizer_folder).vocab_size)
+    folder = write_folder(tmp_path / "model", model, tokenizer_folder)
+    script = f"""
+import sys, torch
+from model.engine import Engine
+before = torch.get_rng_state()
+Engine.open({str(folder)!r}, native=False)
+assert torch.equal(torch.get_rng_state(), before)
+print(*sys.modules)
+"""
+    assert not {"torch._dynamo", "sympy"} & set(run_python(script).split())
 
 
 @pytest.mark.parametrize("name", model.__all__)

@@ -338,7 +338,7 @@ byId("panes").addEventListener("click", (event) => {
   run(() => pane.retry());
 });
 for (const id of ["temperature", "top-p"]) {
-  const show = () => (byId(`${id}-value`).value = Number(byId(id).value).toFixed(2));
+  const show = () => (byId(`${id}-value`).textContent = Number(byId(id).value).toFixed(2));
   byId(id).addEventListener("input", show);
   show();
 }

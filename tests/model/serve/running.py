@@ -108,6 +108,9 @@ def read_answer(connection: socket.socket) -> Answer:
     """Reads one whole response."""
     with connection.makefile("rb") as stream:
         status = stream.readline()
+        if status.startswith(b"HTTP/1.1 100 "):
+            stream.readline()
+            status = stream.readline()
         if not status:
             raise ConnectionError("closed without an answer")
         headers = {}
