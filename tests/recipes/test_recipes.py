@@ -29,9 +29,14 @@ def test_a_recipe_is_valid_and_changes_what_it_names_alone(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("stages.check.__main__.check_device", lambda runtime: None)
-    values = overridden(options_of(name))
-    check(values)
     wanted = read_yaml(FOLDER / f"{name}.yaml")
+    given = []
+    if name == "own":
+        with pytest.raises(SettingsError, match=r"data\.path: set it to your own file"):
+            check(overridden(options_of(name)))
+        given, wanted["data"]["path"] = ["data.path=params.yaml"], "params.yaml"
+    values = overridden([*options_of(name), *given])
+    check(values)
     default = read_yaml()
     for section, keys in default.items():
         expected = {**keys, **wanted.get(section, {})} if isinstance(keys, dict) else keys
