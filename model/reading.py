@@ -1,6 +1,7 @@
 """Opening the network of a model folder: one that training wrote, or that transformers wrote."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
