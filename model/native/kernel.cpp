@@ -125,15 +125,6 @@ inline void relax() {
 #endif
 }
 
-// Waits until `done`; spins for a moment, then lets others have the core.
-template <class Done>
-inline void wait_until(Done done) {
-  for (int turn = 0; !done(); turn++) {
-    if (turn < 4000) relax();
-    else std::this_thread::yield();
-  }
-}
-
 // Threads that all run the same function; they sleep when nothing has been asked for a while.
 class Team {
  public:
@@ -165,9 +156,20 @@ class Team {
     const int round = round_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        round_.store(round + 1, std::memory_order_release);
+      }
+      wake_.notify_all();
     } else {
-      wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
+      const auto released = [&] { return round_.load(std::memory_order_acquire) != round; };
+      // Sleeping costs more than the usual wait, but where others want the cores too, whom one
+      // waits for may not even run.
+      for (int turn = 0; turn < 2000 && !released(); turn++) relax();
+      if (!released()) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, released);
+      }
     }
   }
 
