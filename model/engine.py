@@ -8,6 +8,7 @@ position in the reply alone.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -234,7 +235,7 @@ class Engine:
         handle, self._next = self._next, self._next + 1
         self._live[handle] = _Live(
             slot=self._free.pop(),
-            prompt=tuple(prompt),
+            prompt=tuple(map(index, prompt)),
             sampling=sampling,
             seed=seed,
             end=frozenset((self.tokenizer.end_id,) if end is None else end),
