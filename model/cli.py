@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -36,6 +37,12 @@ def run(command: str, main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     sys.exit(code)
+
+
+def cannot_open(folder: str | Path, error: Exception) -> Failure:
+    """The failure of a model folder that could not be opened."""
+    hint = "" if Path(folder).exists() else "; `dvc repro` trains models/chat"
+    return Failure(f"{error}{hint}", 3)
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from model.chat.settings import SETTINGS, read_value
 from model.chat.terminal import ask_line, clean, interruptible, show, tell
-from model.cli import Failure, run
+from model.cli import Failure, cannot_open, run
 
 if TYPE_CHECKING:
     from model.chat.conversation import Conversation
@@ -62,7 +62,7 @@ def main() -> None:
     try:
         engine = Engine.open(arguments.folder, arguments.device, slots=1, weights=arguments.weights)
     except (FileNotFoundError, ValueError) as error:
-        raise Failure(str(error), 3) from None
+        raise cannot_open(arguments.folder, error) from None
     conversation = Conversation(engine, sampling, arguments.system)
     if text is not None:
         _once(conversation, text)

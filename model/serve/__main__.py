@@ -7,7 +7,7 @@ import socket
 import sys
 from dataclasses import replace
 
-from model.cli import Failure, port, positive, run
+from model.cli import Failure, cannot_open, port, positive, run
 from model.serve.limits import Limits
 
 KEY = "PARLEY_API_KEY"
@@ -97,7 +97,7 @@ def main() -> None:
                 folder, arguments.device, slots=arguments.slots, weights=arguments.weights
             )
         except (FileNotFoundError, ValueError) as error:
-            raise Failure(str(error), 3) from None
+            raise cannot_open(folder, error) from None
         models.append(Served(name, engine, limits.waiting))
         say(f"{name}: {engine.model.config.num_parameters():,} parameters, {engine.backend}")
     server = Server(make_app(models, access, limits), [m.scheduler for m in models], limits)

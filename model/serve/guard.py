@@ -167,16 +167,19 @@ class _Request:
         for length in _values(self._scope["headers"], b"content-length"):
             if length.isascii() and length.isdigit() and int(length[:20]) > limits.body:
                 raise too_large
-        body = bytearray()
+        parts: list[bytes] = []
+        size = 0
         try:
             async with asyncio.timeout(limits.body_seconds):
                 async for part in self._parts():
-                    body += part
-                    if len(body) > limits.body:
+                    parts.append(part)
+                    size += len(part)
+                    if size > limits.body:
+                        parts.clear()  # the error's traceback would keep them for a while
                         raise too_large
         except TimeoutError:
             raise ApiError(408, f"the body was not there after {limits.body_seconds:g} s") from None
-        return bytes(body)
+        return b"".join(parts)
 
     async def _parts(self) -> AsyncIterator[bytes]:
         while not self._whole:

@@ -17,6 +17,8 @@ from model.transformer import Transformer
 from tests.model.serve.running import read_answer, serving_process
 from tests.model.tiny import ROOT, chat_config, lively, run_python, write_folder
 
+KEY = "sk-1"
+
 
 @pytest.fixture(scope="module")
 def folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,10 +29,9 @@ def folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_and_its_replies(folder: Path, signum: signal.Signals) -> None:
-    key = {"PARLEY_API_KEY": "sk-secret"}
-    with serving_process(folder, f"again={folder}", **key) as (running, process):
+    with serving_process(folder, f"again={folder}", PARLEY_API_KEY=KEY) as (running, process):
         assert running.ask("GET", "/v1/models").status == 401
-        auth = {"authorization": "Bearer sk-secret"}
+        auth = {"authorization": f"Bearer {KEY}"}
         models = running.ask("GET", "/v1/models", headers=auth).json()["data"]
         assert [model["id"] for model in models] == ["tiny", "again"]
         secret = "a message of nobody's business"

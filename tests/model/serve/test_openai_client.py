@@ -16,19 +16,20 @@ from tests.model.serve.running import Running, serving, wait_until
 from tests.model.stub_engine import StubEngine
 from tests.model.tiny import chat_config, lively
 
+KEY, ANY = "sk-1", "any"
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
 def server(tokenizer: ChatTokenizer) -> Iterator[Running]:
     model = lively(Transformer(chat_config(tokenizer, seq_len=96)))
-    with serving({"tiny": Engine(model, tokenizer, slots=4)}, access=Access(key="sk-1")) as running:
+    with serving({"tiny": Engine(model, tokenizer, slots=4)}, access=Access(key=KEY)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="sk-1", max_retries=0) as client:
+    with OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
         yield client
 
 
@@ -61,7 +62,7 @@ def test_chat_whole_and_streamed(client: OpenAI) -> None:
 
 def test_the_client_s_own_gathering_of_a_stream(stub_server: Running) -> None:
     with (
-        OpenAI(base_url=f"{stub_server.url}/v1", api_key="none") as client,
+        OpenAI(base_url=f"{stub_server.url}/v1", api_key=ANY) as client,
         client.chat.completions.stream(model="stub", messages=HELLO) as stream,
     ):
         contents = [event.delta for event in stream if event.type == "content.delta"]
@@ -94,7 +95,7 @@ def test_extra_settings(client: OpenAI) -> None:
 
 def test_async(server: Running, client: OpenAI) -> None:
     async def ask() -> list[str]:
-        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="sk-1") as client:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY) as client:
             replies = await asyncio.gather(
                 *(
                     client.chat.completions.create(
@@ -125,7 +126,7 @@ def test_errors_are_the_client_s_own(server: Running, client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as hot:
         client.chat.completions.create(model="tiny", messages=HELLO, temperature=-1)
     assert hot.value.param == "temperature"
-    stranger = OpenAI(base_url=f"{server.url}/v1", api_key="sk-2", max_retries=0)
+    stranger = OpenAI(base_url=f"{server.url}/v1", api_key=ANY, max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
         stranger.models.list()
 
@@ -136,7 +137,7 @@ def test_a_closed_stream_frees_its_slot_and_a_full_server_is_tried_again(
     engine = StubEngine(tokenizer, lambda p: ["w "] * 9_999, slots=1, pause=0.01, seq_len=20_000)
     with (
         serving({"slow": engine}, limits=Limits(waiting=1, grace_seconds=0)) as running,
-        OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+        OpenAI(base_url=f"{running.url}/v1", api_key=ANY, max_retries=0) as client,
     ):
         streams = [
             client.chat.completions.create(model="slow", messages=HELLO, stream=True)
@@ -160,7 +161,7 @@ def test_an_error_within_a_stream_is_raised(tokenizer: ChatTokenizer) -> None:
     engine = StubEngine(tokenizer, lambda p: ["w "] * 999, pause=0.01, seq_len=20_000)
     with (
         serving({"breaks": engine}) as running,
-        OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+        OpenAI(base_url=f"{running.url}/v1", api_key=ANY, max_retries=0) as client,
     ):
         stream = client.chat.completions.create(model="breaks", messages=HELLO, stream=True)
         assert next(iter(stream)).choices[0].delta.role == "assistant"
