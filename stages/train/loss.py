@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from model.transformer import Transformer
 from stages.scoring import IGNORED, token_nats
-from stages.train.data_order import Batch
 
 LOGITS_PER_PIECE = 2**22  # 16 MiB in float32
 # A piece has at least this many tokens, so that its products are worth their overhead.
@@ -126,8 +125,3 @@ class TrainingLoss(nn.Module):
             return token_nats(self.model, inputs, labels, documents, self.dtype)
         hidden = self.features(inputs, None, documents, self.dtype)
         return head_loss(hidden, self.model.head.weight, labels, self.piece)
-
-    def of(self, batch: Batch) -> Tensor:
-        """The summed nats of a batch."""
-        loss: Tensor = self(batch.inputs, batch.labels, batch.documents)
-        return loss

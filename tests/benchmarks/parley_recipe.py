@@ -54,7 +54,8 @@ def main() -> None:
     meter = Meter(DEVICE)
     engine = build_engine(config, params, meter)
     one_pass = order.batch(0, 0, params.sequences_per_pass(1)).to(DEVICE)
-    compile_now(engine.network.of(one_pass), engine.network)
+    nats = engine.network(one_pass.inputs, one_pass.labels, one_pass.documents)
+    compile_now(nats, engine.network)
 
     step, gone = 0, 0.0
     with (

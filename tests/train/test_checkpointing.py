@@ -62,7 +62,8 @@ def test_gradients_are_the_same_to_the_bit(how: str, dtype: torch.dtype) -> None
     for way in ("none", how):
         network = TrainingLoss(make_model(way, qk_norm=True), dtype)
         torch.manual_seed(5)
-        network.of(make_batch()).backward()
+        batch = make_batch()
+        network(batch.inputs, batch.labels, batch.documents).backward()
         gradients.append([p.grad for p in network.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         assert ours is not None

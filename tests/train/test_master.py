@@ -74,7 +74,7 @@ def test_gradients_of_several_passes_add_up_in_float32() -> None:
         masters = MasterWeights(tiny_model())
         network = TrainingLoss(masters.working, torch.bfloat16)
         for part in some_batch().split(per_pass):
-            network.of(part).backward()
+            network(part.inputs, part.labels, part.documents).backward()
             masters.collect()
         gradients.append([p.grad.clone() for p in masters.model.parameters()])
     for whole, parts in zip(*gradients, strict=True):
