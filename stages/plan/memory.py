@@ -107,7 +107,7 @@ def estimate(
         for _ in range(2):  # the second has the optimiser's state beside it
             before = alive.peak = alive.now
             for _ in range(passes):
-                engine.network.of(batch).backward()
+                engine.network(batch.inputs, batch.labels, batch.documents).backward()
             step = alive.peak - before
             for optimizer in engine.optimizers:
                 optimizer.step()
