@@ -13,7 +13,6 @@ import pytest
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model.generate import generate_ids
 from model.template import CHAT_TEMPLATE, CONTROL_TOKENS
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
@@ -23,6 +22,7 @@ from tests.model.tiny import (
     CORPUS,
     chat_config,
     edit_json,
+    greedy_ids,
     lively_transformer,
     write_folder,
 )
@@ -125,7 +125,7 @@ def test_llama_cpp_computes_our_probabilities_and_greedy_reply(
     ):
         assert worst(server, model, tokenizer) < TOLERANCE
         ids, _ = first_step(model, tokenizer)
-        ours = list(generate_ids(model, ids, 24, stop=(tokenizer.end_id,)))
+        ours = greedy_ids(model, tokenizer, ids, 24)
         found = server.complete(ids, 24, 0)["tokens"]
         assert [number for number in found if number != tokenizer.end_id] == ours
 

@@ -7,10 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from model.generate import generate_ids, generate_with_cache
+from model.generate import generate_with_cache
 from model.loading import load
 from model.tokenizer import ChatTokenizer
-from tests.model.tiny import ATTENTION, CORPUS, chat_config, lively_transformer, write_folder
+from tests.model.tiny import (
+    ATTENTION,
+    CORPUS,
+    chat_config,
+    greedy_ids,
+    lively_transformer,
+    write_folder,
+)
 
 CHATS = [
     [{"role": "user", "content": CORPUS[0]}],
@@ -43,7 +50,7 @@ def test_greedy_replies_are_equal_alone_and_in_a_batch(
     expected = []
     for chat in CHATS:
         ids = tokenizer.encode_chat(chat, add_generation_prompt=True)
-        expected.append(list(generate_ids(ours, ids, NEW, stop=(tokenizer.end_id,))))
+        expected.append(greedy_ids(ours, tokenizer, ids, NEW))
         given = reader.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
         assert given["input_ids"].tolist() == [ids]
         reply = theirs.generate(**given, max_new_tokens=NEW, do_sample=False)[0, len(ids) :]
@@ -64,11 +71,11 @@ def test_the_pipeline_takes_messages_and_stops_where_the_turn_ends(
     config = chat_config(tokenizer, seq_len=256, tie_embeddings=False)
     model = lively_transformer(**vars(config))
     ids = tokenizer.encode_chat(CHATS[1], add_generation_prompt=True)
-    reply = list(generate_ids(model, ids, 6))
+    reply = greedy_ids(model, tokenizer, ids, 6, end=())
     # From now on the end of the turn is more probable than that token, there at the latest.
     with torch.no_grad():
         model.head.weight[tokenizer.end_id] = 1.1 * model.head.weight[reply[5]]
-    assert 0 < len(list(generate_ids(model, ids, NEW, stop=(tokenizer.end_id,)))) < 6
+    assert 0 < len(greedy_ids(model, tokenizer, ids, NEW)) < 6
     folder = write_folder(tmp_path, model, tokenizer_folder)
     expected = generate_with_cache(model, tokenizer, CHATS[1], max_length=NEW, temperature=0)
 

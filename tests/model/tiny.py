@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model.config import ModelConfig
+from model.engine import Engine, Sampling
 from model.saving import save_model
 from model.template import CONTROL_TOKENS, MARKER, ROLE_TOKENS
 from model.tokenizer import ChatTokenizer
@@ -136,3 +137,16 @@ def run_python(code: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def greedy_ids(
+    model: Transformer,
+    tokenizer: ChatTokenizer,
+    prompt: Sequence[int],
+    count: int,
+    end: Collection[int] | None = None,
+) -> list[int]:
+    """The most probable ids after ``prompt``, up to ``end`` (the end of the turn) or ``count``."""
+    engine = Engine(model, tokenizer, slots=1, weights="fp32", native=False)
+    (reply,) = engine.replies([prompt], Sampling(max_new_tokens=count, temperature=0), end)
+    return list(reply.token_ids)
