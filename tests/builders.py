@@ -340,6 +340,7 @@ def make_stream(
     control_ids: Mapping[str, int] = CONTROL_IDS,
 ) -> TokenStream:
     """A stream of these arrays of ids, written as shards."""
+    folder.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(folder, "train", np.dtype("<u2"), tokens_per_shard)
     lengths = [len(ids) for ids in arrays if len(ids)]
     starts = np.cumsum([0, *lengths[:-1]]) if lengths else np.zeros(0, np.int64)

@@ -52,6 +52,10 @@ def main() -> None:
     except ValueError as error:
         raise Failure(str(error)) from None
 
+    if arguments.device == "cpu":
+        from model.native.build import start
+
+        start()  # on first use the kernel is compiled while torch is imported
     from model.chat.conversation import Conversation
     from model.engine import Engine, Sampling
 

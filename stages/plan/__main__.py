@@ -3,8 +3,9 @@
 import argparse
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stages.errors import SettingsError, run
 from stages.plan.cautions import TOKENS_PER_PARAMETER, cautions
@@ -146,7 +147,11 @@ def main() -> None:
     """Prints the plan. Raises SettingsError as the pipeline's stages do."""
     chosen = options(sys.argv[1:])
     recipe = options_of(chosen.recipe) if chosen.recipe else []
-    settings = settle(overridden([*recipe, *chosen.set_param]))
+    values = overridden([*recipe, *chosen.set_param])
+    elsewhere = chosen.no_measure and _device(values) == "cuda"
+    if elsewhere:  # nothing runs here, so this machine need not have one
+        values = {**values, "runtime": {**values["runtime"], "device": "auto"}}
+    settings = settle(values)
     plan = reckon(settings, None if chosen.tokens is None else round(chosen.tokens))
     show(plan)
     sys.stdout.flush()
@@ -157,7 +162,9 @@ def main() -> None:
     from stages.runtime import start_torch
 
     device = start_torch(settings.runtime)
-    dtype = torch.bfloat16 if chosen.gpu_tflops else precision_of(settings.train, device)
+    on_gpu = chosen.gpu_tflops is not None or elsewhere
+    mixed = settings.train.mixed_precision is not False
+    dtype = torch.bfloat16 if on_gpu and mixed else precision_of(settings.train, device)
     ids = {"bos": 1, "end": 2, "pad": 0}
     config = settings.model.config(plan.data.vocab_size, ids, settings.train.document_mask)
     processes = chosen.gpus if chosen.gpu_tflops else settings.runtime.processes
@@ -184,6 +191,11 @@ def main() -> None:
         )
     for line in plan.cautions:
         print(f"\nwarning: {line}")
+
+
+def _device(values: Mapping[str, Any]) -> object:
+    section = values.get("runtime")
+    return section.get("device") if isinstance(section, dict) else None
 
 
 def _size(size: float) -> str:

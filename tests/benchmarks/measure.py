@@ -44,8 +44,9 @@ def measure(contender: str, shape: Shape, steps: int, settings: list[str]) -> Ru
             torch.cuda.synchronize()
         milliseconds.append(1000 * (time.perf_counter() - started))
     # Only now: what they import is no part of what a peer's process holds.
+    from model.flops import flops_per_token
     from stages.runtime import peak_memory_mib
-    from stages.train.meter import flops_per_token, peak_flops
+    from stages.train.meter import peak_flops
 
     return Run(
         milliseconds=milliseconds[WARM_UP:],

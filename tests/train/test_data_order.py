@@ -165,8 +165,8 @@ def test_steps_cover_the_epochs_asked_for(stream: TokenStream) -> None:
 
 def test_a_stream_shorter_than_a_sequence_and_its_last_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer"):
-        make_order(make_stream(tmp_path, [[7] * SEQ_LEN]))
-    order = make_order(make_stream(tmp_path, [[7] * (SEQ_LEN + 1)]))
+        make_order(make_stream(tmp_path / "short", [[7] * SEQ_LEN]))
+    order = make_order(make_stream(tmp_path / "enough", [[7] * (SEQ_LEN + 1)]))
     assert order.starts(5) == [0] * 6
 
 
