@@ -19,7 +19,9 @@ from model.transformer import Transformer
 from stages.corpus import Ids, TokenStream
 
 IGNORED = -100  # the label that torch's cross-entropy passes over
-LOGITS_PER_BATCH = 2**25  # 128 MiB of float32 logits at a time
+# 32 MiB of float32 logits at a time. With 128, an evaluation of the default model took 1.9 GB of
+# memory instead of 0.9, and 12.7 s instead of 10.7.
+LOGITS_PER_BATCH = 2**23
 
 
 @dataclass
