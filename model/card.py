@@ -23,7 +23,6 @@ SHOWN = {
     "accuracy": "Accuracy of the next token",
     "calibration_error": "Expected calibration error",
 }
-HEADING = re.compile(r"^# .+$", re.M)
 
 
 def metadata(name: str, found: Mapping[str, Mapping[str, Any]], model_type: str) -> str:

@@ -24,15 +24,14 @@ TEMPLATE_TOKENS = 2.0  # role and end of a message
 
 @dataclass(frozen=True)
 class Data:
-    """Tokens of the splits and how they are known.
+    """Tokens of the training split and how they are known.
 
     ``cut`` is the share of training conversations longer than the context (None: not known),
-    ``size`` the bytes of data/ on the disk, ``control_ids`` those of the tokenizer.
+    ``size`` the bytes of data/ on the disk.
     """
 
     vocab_size: int
     train_tokens: int
-    validation_tokens: int
     source: str
     size: int
     cut: float | None = None
@@ -51,7 +50,7 @@ def describe(settings: Settings, tokens: int | None) -> Data:
         held_out = round(tokens * share / (1 - share)) if share < 1 else 0
         width = 2 if vocabulary <= 2**16 else 4
         size = round((tokens + held_out) * (width + _bytes_per_token(vocabulary)))
-        return Data(vocabulary, tokens, held_out, "as you say", size)
+        return Data(vocabulary, tokens, "as you say", size)
     recorded = _recorded()
     same = {
         name: name in recorded and recorded[name].items() <= values[name].items()
@@ -99,7 +98,6 @@ def _of_shards(settings: Settings) -> Data:
     return Data(
         manifest["vocab_size"],
         splits["train"]["tokens"],
-        splits["validation"]["tokens"],
         f"{SHARDS}/{MANIFEST_FILE}",
         sum(file.stat().st_size for file in Path("data").rglob("*") if file.is_file()),
         float((counted > seq_len + 1).mean()),
@@ -131,7 +129,6 @@ def _of_report(settings: Settings) -> Data:
     return Data(
         vocabulary,
         tokens["train"],
-        tokens["validation"],
         f"estimated from {REPORTS}/data.json, at {per_token:.2f} bytes a token",
         round(1.1 * size) + width * sum(tokens.values()),
         documents=round(share * report["train"]["conversations"]),
