@@ -57,6 +57,18 @@ def kill_all(folder: Path) -> None:
         process.kill()
 
 
+def start_worker(folder: Path, *options: str) -> None:
+    """Not by way of a pipe: the worker would keep it open, and its reader would wait for all."""
+    subprocess.run(
+        ["dvc", "queue", "start", *options],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+
+
 def test_a_grid_runs_two_at_a_time_on_data_from_the_cache(clone: tuple[Path, Run]) -> None:
     folder, run = clone
     before = hashes(folder)
@@ -65,7 +77,7 @@ def test_a_grid_runs_two_at_a_time_on_data_from_the_cache(clone: tuple[Path, Run
     names = re.findall(r"Queued experiment '([\w-]+)'", queued)
     assert len(names) == 2
     try:
-        run("dvc", "queue", "start", "--jobs", "2")
+        start_worker(folder, "--jobs", "2")
         states = wait_for_queue(folder, run)
     finally:
         run("dvc", "queue", "stop", "--kill", check=False)
@@ -130,13 +142,13 @@ def test_killed_and_queued_again_it_goes_on_to_the_same_bytes(
     run = longer_clone(clone, tmp_path)
     try:
         run("dvc", "exp", "run", "--queue", "--name", "killed")
-        run("dvc", "queue", "start")
+        start_worker(tmp_path)
         wait_for_save(tmp_path)
         for process in processes_in(tmp_path):
             if what != "stage" or "stages.train" in " ".join(process.cmdline()):
                 process.kill()
         run("dvc", "exp", "run", "--queue", "--name", "again")
-        run("dvc", "queue", "start")
+        start_worker(tmp_path)
         until = time.monotonic() + 500
         while not re.search(r" again .* Success", run("dvc", "queue", "status").stdout):
             assert time.monotonic() < until
@@ -185,7 +197,7 @@ def test_two_of_the_same_at_once_share_one_training(
     try:
         for name in ("first", "second"):
             run("dvc", "exp", "run", "--queue", "--name", name)
-        run("dvc", "queue", "start", "--jobs", "2")
+        start_worker(tmp_path, "--jobs", "2")
         states = wait_for_queue(tmp_path, run)
     finally:
         kill_all(tmp_path)
@@ -193,7 +205,7 @@ def test_two_of_the_same_at_once_share_one_training(
     assert "Success" in states.values()
     for name, state in states.items():
         if state == "Success":
-            run("dvc", "exp", "apply", "--force", name)
+            run("dvc", "exp", "apply", name)
             assert hashes(tmp_path)["train"] == undisturbed
         else:
             assert "another run with the same settings is alive" in log_of(name, run)
