@@ -6,7 +6,7 @@ one, a row's sums don't depend on the others', and a seeded draw depends on the 
 position in the reply alone.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
@@ -157,8 +157,8 @@ class Engine:
         prompt: Sequence[int],
         sampling: Sampling = DEFAULT,
         end: Collection[int] | None = None,
-    ) -> Iterator[Piece]:
-        """The reply to ``prompt``, piece by piece.
+    ) -> Generator[Piece, None, None]:
+        """The reply to ``prompt``, piece by piece; closed before its end, it frees its slot.
 
         ``end`` are the ids that end a reply (the tokenizer's end of turn by default). Arguments are
         checked at once, before the first piece is asked for. Raises ValueError for an empty prompt,
@@ -169,7 +169,7 @@ class Engine:
 
     def _stream(
         self, prompt: Sequence[int], sampling: Sampling, end: Collection[int] | None
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         handle = self.add(prompt, sampling, end)
         try:
             while handle in self._live:

@@ -3,9 +3,8 @@
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import cast
 
-from model.engine import Engine, Piece, Sampling
+from model.engine import Engine, Sampling
 from model.history import fit_chat
 
 
@@ -93,7 +92,7 @@ class Conversation:
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + self._retries)
         begun = time.perf_counter()
-        pieces = cast(Generator[Piece, None, None], self.engine.stream(ids, sampling))
+        pieces = self.engine.stream(ids, sampling)
         self.messages = asked
         self.outcome = Outcome(dropped=dropped)
 
