@@ -15,10 +15,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
-from typing import IO, Annotated, Any, Literal, Protocol, Self
+from typing import IO, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -48,7 +48,7 @@ class WandbParams(Section):
     mode: Literal["online", "offline"]
 
 
-class Tracker(Protocol):
+class Tracker(AbstractContextManager["Tracker", None], Protocol):
     """Hears values at steps and of the whole run; entered, it is closed at the end."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,17 +63,6 @@ class Tracker(Protocol):
     def made(self, model: Path) -> None:
         """The run wrote this model folder: what measures it later belongs to the same run."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
-
 
 class NoTracker(Tracker):
     """Hears nothing."""
@@ -85,6 +74,8 @@ class NoTracker(Tracker):
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
 
     def made(self, model: Path) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class WandbTracker(Tracker):
@@ -138,12 +129,7 @@ class WandbTracker(Tracker):
     def _send(self, kind: str, **values: Any) -> None:
         self._lines.put(json.dumps([kind, values]).encode() + b"\n")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._send("finish", exit_code=0 if kind is None else 1)
             self._lines.put(None)
