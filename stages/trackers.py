@@ -15,14 +15,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
-from typing import IO, Annotated, Any, Literal, Protocol, Self
+from typing import IO, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from stages.files import sha256_file, write_text
+from stages.files import sha256_file, write_json, write_text
 from stages.params import Section
 from stages.place import speaks
 from stages.progress import say
@@ -32,7 +32,10 @@ from stages.scratch import scratch_folder
 # A stage ends at most FINISH_SECONDS later for W&B's sake; what takes longer is cut off.
 FINISH_SECONDS = 15.0
 INIT_SECONDS = 8.0  # leaves time for the run to be an offline one before that
+FLUSH_SECONDS = 1.0  # at most what is not yet in W&B's file when it is cut off
 ORPHAN_SECONDS = 60  # of a process whose stage was killed
+# W&B's own count of steps goes on beyond steps that a resumed offline run repeats; charts use this.
+STEP = "step"
 ID_FILE, RUNS = "wandb.txt", "wandb"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +51,7 @@ class WandbParams(Section):
     mode: Literal["online", "offline"]
 
 
-class Tracker(Protocol):
+class Tracker(AbstractContextManager["Tracker", None], Protocol):
     """Hears values at steps and of the whole run; entered, it is closed at the end."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,17 +66,6 @@ class Tracker(Protocol):
     def made(self, model: Path) -> None:
         """The run wrote this model folder: what measures it later belongs to the same run."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
-
 
 class NoTracker(Tracker):
     """Hears nothing."""
@@ -86,6 +78,8 @@ class NoTracker(Tracker):
 
     def made(self, model: Path) -> None: ...
 
+    def __exit__(self, *_: object) -> None: ...
+
 
 class WandbTracker(Tracker):
     """Sends what it hears to the process that logs to Weights & Biases."""
@@ -95,11 +89,19 @@ class WandbTracker(Tracker):
     ) -> None:
         """``config`` is None where a run that has one is continued."""
         self._runtime, self._id = runtime, run_id
+        self._summary: dict[str, Any] = {}
+        # The working folder of a queued experiment is removed when it ends.
+        folder = os.environ.get("WANDB_DIR") or os.environ.get("DVC_ROOT") or Path.cwd()
+        self._folder = Path(folder)
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         # A session of its own: Ctrl-C is for the stage, which then closes the pipe.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "stages.trackers"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "WANDB_SILENT": "true",  # also while it logs in
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -118,32 +120,28 @@ class WandbTracker(Tracker):
             name=params.run_name or os.environ.get("DVC_EXP_NAME"),
             mode=params.mode,
             config=config,
-            # The working folder of a queued experiment is removed when it ends.
-            dir=os.environ.get("WANDB_DIR") or os.environ.get("DVC_ROOT") or str(Path.cwd()),
+            dir=str(self._folder),
             pid=os.getpid(),
+            wait=INIT_SECONDS,
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._send("log", step=step, values=values)
 
     def summary(self, values: Values) -> None:
+        self._summary.update(values)
         self._send("summary", values=values)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._send("table", name=name, columns=columns, rows=rows)
 
     def made(self, model: Path) -> None:
-        write_text(_run_of(model, self._runtime), f"{self._id}\n")
+        write_json(_run_of(model, self._runtime), {"id": self._id, "summary": self._summary})
 
     def _send(self, kind: str, **values: Any) -> None:
         self._lines.put(json.dumps([kind, values]).encode() + b"\n")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._send("finish", exit_code=0 if kind is None else 1)
             self._lines.put(None)
@@ -151,12 +149,17 @@ class WandbTracker(Tracker):
         except subprocess.TimeoutExpired:
             say(
                 f"W&B has not finished within {FINISH_SECONDS:.0f} s and was left: "
-                "`wandb sync` uploads what it has not"
+                f"`wandb sync --include-online {self._record()}` uploads what it has not"
             )
         finally:
             if self._process.poll() is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+
+    def _record(self) -> str:
+        """The newest of W&B's folders of this run; the rest need not be uploaded again."""
+        found = self._folder.glob(f"wandb/*run-*-{self._id}")
+        return max(map(str, found), key=lambda name: name.rpartition("run-")[2], default="")
 
 
 def _write(pipe: IO[bytes], lines: "SimpleQueue[bytes | None]") -> None:
@@ -168,7 +171,8 @@ def _write(pipe: IO[bytes], lines: "SimpleQueue[bytes | None]") -> None:
                 pipe.flush()
         pipe.close()
     except OSError:
-        pass
+        while line is not None:
+            line = lines.get()
 
 
 def open_tracker(
@@ -188,14 +192,16 @@ def reopen_tracker(params: WandbParams, runtime: RuntimeParams, model: Path) -> 
     """The tracker of the run that made ``model``; hears nothing when none did."""
     if not (params.enabled and _run_of(model, runtime).is_file() and _installed()):
         return NoTracker()
-    run_id = _run_of(model, runtime).read_text(encoding="utf-8").strip()
-    return WandbTracker(params, runtime, run_id, None)
+    run = json.loads(_run_of(model, runtime).read_text(encoding="utf-8"))
+    tracker = WandbTracker(params, runtime, run["id"], None)
+    tracker.summary(run["summary"])  # which an upload of offline runs would else replace
+    return tracker
 
 
 def _run_of(model: Path, runtime: RuntimeParams) -> Path:
-    """Where the id of the run that made these weights is noted, also for another checkout."""
+    """Where the run that made these weights is noted, also for another checkout."""
     sums = "".join(sha256_file(file) for file in sorted(model.glob("*.safetensors")))
-    return scratch_folder(runtime) / RUNS / f"{sums[:64]}.txt"
+    return scratch_folder(runtime) / RUNS / f"{sums[:64]}.json"
 
 
 def _installed() -> bool:
@@ -209,7 +215,7 @@ def _installed() -> bool:
 
 
 class _Logger:
-    """The calls of ``wandb``; the first that fails is told in one line and is the last."""
+    """The calls of ``wandb``; the first that fails is told in one line and ends the run."""
 
     def __init__(self) -> None:
         self.run: Any = None
@@ -217,9 +223,13 @@ class _Logger:
     def init(self, values: dict[str, Any]) -> None:
         import wandb
 
-        pid, mode = values.pop("pid"), values.pop("mode")
+        pid, mode, wait = values.pop("pid"), values.pop("mode"), values.pop("wait")
         settings = wandb.Settings(
-            silent=True, console="off", init_timeout=INIT_SECONDS, x_stats_pid=pid
+            silent=True,
+            console="off",
+            init_timeout=wait,
+            x_stats_pid=pid,
+            x_transaction_log_flush_interval=FLUSH_SECONDS,
         )
         try:
             self.run = wandb.init(**values, mode=mode, resume="allow", settings=settings)
@@ -230,9 +240,11 @@ class _Logger:
             # A run that waited for its server is left as it is.
             wandb.teardown()
             self.run = wandb.init(**values, mode="offline", settings=settings)
+        self.run.define_metric("*", step_metric=STEP, step_sync=False)
 
     def log(self, values: dict[str, Any]) -> None:
-        self.run.log(values["values"], step=values["step"])
+        step = values["step"]
+        self.run.log({**values["values"], STEP: step}, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
         self.run.summary.update(values["values"])
@@ -249,7 +261,7 @@ class _Logger:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _main() -> None:
@@ -259,11 +271,13 @@ def _main() -> None:
         for line in sys.stdin:
             kind, values = json.loads(line)
             getattr(logger, kind)(values)
-        if logger.run is not None:  # the stage was killed; it may be continued
-            threading.Timer(ORPHAN_SECONDS, os._exit, (1,)).start()
-            logger.finish({"exit_code": 1})
     except Exception as error:
         say(f"W&B is off for this run: {_one_line(error)}")
+    if logger.run is not None:  # the stage was killed, or a call failed; it may be continued
+        sys.stdin.close()
+        threading.Timer(ORPHAN_SECONDS, os._exit, (1,)).start()
+        with suppress(Exception):
+            logger.finish({"exit_code": 1})
     os._exit(0)  # what W&B would still wait for at exit is no longer wanted
 
 

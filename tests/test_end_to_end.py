@@ -16,6 +16,7 @@ import yaml
 from model import generate_with_cache, load
 from stages.params import read_yaml
 from tests.conftest import TINY, Run, environment, make_clone, set_params
+from tests.wandb_server import wandb_server
 
 OUTPUTS = ["data/conversations", "data/tokenizer", "data/shards", "models/chat"]
 METRICS = ["data", "tokenizer", "shards", "train", "eval"]
@@ -107,6 +108,45 @@ def test_twice_from_nothing_gives_the_same_bytes(clone: tuple[Path, Run], tmp_pa
     run("dvc", "repro")
     assert hashes(tmp_path) == hashes(folder)
     assert files(tmp_path, *OUTPUTS, "metrics") == files(folder, *OUTPUTS, "metrics")
+
+
+def test_a_server_of_wandb_has_training_and_evaluation_as_one_run_and_no_byte_is_changed(
+    clone: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run = clone
+    before = hashes(folder), files(folder, "models", "metrics")
+    for name in ("CONFIG_DIR", "CACHE_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    set_params(folder, {"wandb.enabled": "true", "wandb.mode": "online", "wandb.run_name": "mine"})
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        done = run("dvc", "repro", "--force", "--single-item", "train", "evaluate")
+    assert stages_run(done.stdout) == ["train", "evaluate"]
+    assert "W&B" not in done.stderr
+    assert (hashes(folder), files(folder, "models", "metrics")) == before
+    logged = server.the_run()
+    params = read_yaml(folder / "params.yaml")
+    assert (logged.project, logged.name) == (params["wandb"]["project_name"], "mine")
+    for section in ("seed", "model", "train", "wandb"):
+        assert logged.config[section]["value"] == params[section]
+    assert (logged.resumed, logged.exit_codes) == (1, [0, 0])
+    trained = {row["step"]: row for row in logged.history if "step" in row}
+    assert sorted(trained) == [*range(params["train"]["max_steps"] + 1)]
+    with (folder / "metrics/history.csv").open(encoding="utf-8") as file:
+        measured = {int(row["step"]): float(row["val_loss"]) for row in csv.DictReader(file)}
+    validated = {step: row["val_loss"] for step, row in trained.items() if "val_loss" in row}
+    assert sorted(validated) == [0, *measured]
+    for step, val_loss in measured.items():
+        assert validated[step] == pytest.approx(val_loss, abs=1e-4)
+    for name in ("train", "eval"):
+        metrics = json.loads((folder / f"metrics/{name}.json").read_text(encoding="utf-8"))
+        assert logged.summary[name] == metrics
+    samples = logged.table("samples")
+    assert samples["columns"] == ["prompt", "kind", "reply"]
+    assert len(samples["data"]) == logged.summary["samples"]["nrows"] > 0
+    run("git", "checkout", "--", ".")
+    assert run("git", "status", "--porcelain").stdout == ""
 
 
 def test_a_training_parameter_redoes_training_alone_and_back_is_restored(
