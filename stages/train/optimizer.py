@@ -4,11 +4,14 @@ Learning rates: each group of parameters has a ``peak_lr``; the schedule multipl
 the same share.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
+from model.transformer import Transformer
+from stages.train.muon import Muon
 from stages.train.params import TrainParams
 
 Parameters = list[nn.Parameter]
@@ -29,34 +32,40 @@ def _adamw(parameters: Parameters, params: TrainParams) -> AdamW:
     return AdamW(groups, lr=params.lr, betas=(beta1, beta2), fused=True)
 
 
-def adamw(model: nn.Module, params: TrainParams) -> list[Optimizer]:
+def adamw(model: Transformer, params: TrainParams) -> list[Optimizer]:
     """AdamW (Loshchilov & Hutter 2019) for all parameters."""
     return [_adamw(list(model.parameters()), params)]
 
 
-def muon(model: nn.Module, params: TrainParams) -> list[Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else.
-
-    Its steps are scaled to the size of AdamW's (Liu et al. 2025), at ``muon_lr``.
-    """
-    named = dict(model.named_parameters())
-    matrices = {name for name, p in named.items() if name.startswith("blocks.") and p.ndim == 2}
+def muon(model: Transformer, params: TrainParams) -> list[Optimizer]:
+    """Muon (muon.py) for the matrices of the blocks, AdamW for all else."""
+    config = model.config
+    q_width, kv_width = (n * config.head_dim for n in (config.num_heads, config.kv_heads))
+    # One product computes them, but they are matrices of their own.
+    parts = {"qkv.weight": (q_width, kv_width, kv_width), "gate_up.weight": (config.d_ff,) * 2}
+    groups: dict[tuple[int, ...], Parameters] = defaultdict(list)
+    others = []
+    for name, parameter in model.named_parameters():
+        if name.startswith("blocks.") and parameter.ndim == 2:
+            rows = next((rows for end, rows in parts.items() if name.endswith(end)), ())
+            groups[rows].append(parameter)
+        else:
+            others.append(parameter)
     inner = Muon(
-        [named[name] for name in named if name in matrices],
+        [{"params": members, "parts": rows} for rows, members in groups.items()],
         lr=params.muon_lr,
         weight_decay=params.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
     )
-    return [inner, _adamw([p for name, p in named.items() if name not in matrices], params)]
+    return [inner, _adamw(others, params)]
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, TrainParams], list[Optimizer]]] = {
+OPTIMIZERS: dict[str, Callable[[Transformer, TrainParams], list[Optimizer]]] = {
     "adamw": adamw,
     "muon": muon,
 }
 
 
-def make_optimizers(model: nn.Module, params: TrainParams) -> list[Optimizer]:
+def make_optimizers(model: Transformer, params: TrainParams) -> list[Optimizer]:
     """The optimisers of ``params.optimizer``; between them they have every parameter once."""
     optimizers = OPTIMIZERS[params.optimizer](model, params)
     for optimizer in optimizers:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from model.transformer import Transformer
 from stages.train import optimizer
+from stages.train.muon import Muon
 from stages.train.optimizer import (
     OPTIMIZERS,
     make_optimizers,
@@ -121,11 +122,8 @@ def test_the_schedule_scales_every_rate_from_its_own_peak() -> None:
     optimizers = make_optimizers(tiny_model(), train_params(optimizer="muon", lr=0.4, muon_lr=0.2))
     for share in (0.5, 0.125, 1.0):  # of the peak, and not of the rate before
         set_learning_rates(optimizers, share)
-        assert [group["lr"] for one in optimizers for group in one.param_groups] == [
-            0.2 * share,
-            0.4 * share,
-            0.4 * share,
-        ]
+        rates = [{group["lr"] for group in one.param_groups} for one in optimizers]
+        assert rates == [{0.2 * share}, {0.4 * share}]
 
 
 def test_another_optimiser_is_one_entry_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-from pandas import read_csv
 
 from tests.builders import (
     call_stage,
@@ -104,6 +103,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         ("fsdp", "one"),
         ("ddp, bf16", "one, bf16"),
         pytest.param("ddp, muon", "one, muon", marks=pytest.mark.slow),
+        pytest.param("fsdp, muon", "one, muon", marks=pytest.mark.slow),
         pytest.param("fsdp, recomputed", "one, recomputed", marks=pytest.mark.slow),
     ],
 )
@@ -113,18 +113,6 @@ def test_two_processes_give_the_bytes_of_one_that_accumulates(
     expected = outputs(run(one).root)
     assert set(expected) >= {"chat/model.safetensors", "history.csv", "train.json"}
     assert outputs(run(several).root) == expected
-
-
-@pytest.mark.slow
-def test_muon_over_shards_differs_by_the_rounding_of_its_products(
-    run: Callable[[str], Done],
-) -> None:
-    """It multiplies in bfloat16, and the sums over shards are made in another order."""
-    one, several = (
-        read_csv(run(name).root / "metrics/history.csv") for name in ("one, muon", "fsdp, muon")
-    )
-    for column in ("train_loss", "val_loss", "grad_norm"):
-        assert several[column].tolist() == pytest.approx(one[column].tolist(), rel=2e-3)
 
 
 @pytest.mark.parametrize("several", ["ddp", "fsdp"])

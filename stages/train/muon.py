@@ -1,0 +1,154 @@
+"""Muon: momentum whose matrix is made orthogonal, each neuron's step then brought to one size.
+
+Muon (Jordan et al. 2024) with the constants of Polar Express (Amsel et al. 2025), normalised by
+neuron as in NorMuon (Li et al. 2025), its steps of the size of AdamW's (Liu et al. 2025). torch's
+own takes matrices one by one and has no such normalisation; README.md says what both gain.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+# a, b, c of each Newton-Schulz step X <- aX + (bXX' + c(XX')²)X: of singular values down to a
+# thousandth of the largest, all end between 0.2 and 1.2, most of them near 1.
+COEFFICIENTS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+MARGIN = 1.02  # bfloat16 can round a largest singular value of 1 up
+RMS = 0.2  # of a step at learning rate 1: AdamW's, as measured by Liu et al.
+TOGETHER = 2**24  # elements of matrices of one shape that are multiplied at once
+EPSILON = 1e-8
+
+
+class _Part(NamedTuple):
+    """Rows of a parameter's update that are one matrix of the network, and what they become."""
+
+    update: Tensor
+    second_moment: Tensor  # (rows, 1), changed in place
+    result: list[Tensor]  # of the parameter: takes one more
+
+
+class Muon(Optimizer):
+    """Muon for matrices (rows: neurons; columns: their inputs), normalised by neuron.
+
+    A group's ``parts``, rows of each, says that its parameters hold several matrices one below
+    the other (queries, keys and values): each is made orthogonal by itself. Sharded parameters are
+    gathered for a step, and every process computes all of it.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+    ) -> None:
+        """``weight_decay`` is decoupled; ``beta2`` is of each neuron's mean square."""
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "beta2": beta2,
+                "parts": (),
+            },
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step for every parameter that has a gradient. Takes no closure."""
+        for group in self.param_groups:
+            taken = [p for p in group["params"] if p.grad is not None]
+            moments, results, parts = [], [], []
+            for parameter in taken:
+                update, second_moment = self._momentum(parameter, group["momentum"])
+                rows = list(group["parts"]) or [len(update)]
+                results.append(list[Tensor]())
+                moments.append(second_moment)
+                parts += [
+                    _Part(*pieces, results[-1])
+                    for pieces in zip(update.split(rows), second_moment.split(rows), strict=True)
+                ]
+            _steps(parts, group["beta2"])
+            for parameter, moment, result in zip(taken, moments, results, strict=True):
+                kept = self.state[parameter]["second_moment"]
+                kept.copy_(_spread_as(moment, kept))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(_spread_as(torch.cat(result), parameter), alpha=group["lr"])
+
+    def _momentum(self, parameter: nn.Parameter, momentum: float) -> tuple[Tensor, Tensor]:
+        """The update by Nesterov's momentum and the neurons' mean squares so far, both whole."""
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+            state["second_moment"] = torch.zeros_like(gradient[:, :1])
+        buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        second_moment = state["second_moment"]
+        return _whole(gradient.lerp(buffer, momentum)), _whole(second_moment).clone()
+
+
+def _steps(parts: Sequence[_Part], beta2: float) -> None:
+    """Puts each part's step into its result, in order, and the new mean squares in their place."""
+    steps: dict[int, Tensor] = {}
+    for numbers in _stacks([part.update.shape for part in parts]):
+        step = orthogonal(torch.stack([parts[i].update for i in numbers])).float()
+        squares = step.square().mean(-1, keepdim=True)
+        moments = torch.stack([parts[i].second_moment for i in numbers]).lerp_(squares, 1 - beta2)
+        step /= moments.sqrt() + EPSILON
+        step *= RMS / (step.square().mean((-2, -1), keepdim=True).sqrt() + EPSILON)
+        for i, one, moment in zip(numbers, step, moments, strict=True):
+            steps[i] = one
+            parts[i].second_moment.copy_(moment)
+    for number, part in enumerate(parts):
+        part.result.append(steps[number])
+
+
+def _stacks(shapes: Sequence[torch.Size]) -> Iterator[list[int]]:
+    """Numbers of matrices of one shape, of TOGETHER elements at most (or one matrix) at a time."""
+    alike = defaultdict(list)
+    for number, shape in enumerate(shapes):
+        alike[shape].append(number)
+    for shape, numbers in alike.items():
+        count = max(1, TOGETHER // shape.numel())
+        for first in range(0, len(numbers), count):
+            yield numbers[first : first + count]
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the orthogonal factor of each matrix's polar decomposition, in bfloat16.
+
+    ``matrices`` is (count, rows, columns). Zeros stay zeros.
+    """
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.bfloat16()
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * MARGIN + EPSILON)
+    for a, b, c in COEFFICIENTS:
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _spread_as(whole: Tensor, like: Tensor) -> Tensor:
+    """``whole``, which every process has, in the layout of ``like``."""
+    if not isinstance(like, DTensor):
+        return whole
+    # No process sends: each takes its own rows.
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
