@@ -50,7 +50,7 @@ class Muon(Optimizer):
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         weight_decay: float,
-        momentum: float = 0.95,
+        momentum: float,
         beta2: float = 0.95,
     ) -> None:
         """``weight_decay`` is decoupled; ``beta2`` is of each neuron's mean square."""

@@ -55,6 +55,7 @@ def muon(model: Transformer, params: TrainParams) -> list[Optimizer]:
         [{"params": members, "parts": rows} for rows, members in groups.items()],
         lr=params.muon_lr,
         weight_decay=params.weight_decay,
+        momentum=params.betas[0],
     )
     return [inner, _adamw(others, params)]
 

@@ -30,10 +30,6 @@ RECIPE: Sections = {
         "qk_norm": True,
     },
     "train": {
-        "batch_size": 16,
-        "optimizer": "muon",
-        "lr": 5e-3,
-        "muon_lr": 1e-2,
         "compile": True,
     },
 }

@@ -79,9 +79,12 @@ def test_parts_are_matrices_of_their_own() -> None:
     stacked, other = parameters((24, 16), (8, 16))
     apart = [nn.Parameter(piece.detach().clone()) for piece in stacked.split([8, 4, 12])]
     together = Muon(
-        [{"params": [stacked], "parts": (8, 4, 12)}, {"params": [other]}], 0.1, weight_decay=0.3
+        [{"params": [stacked], "parts": (8, 4, 12)}, {"params": [other]}],
+        0.1,
+        weight_decay=0.3,
+        momentum=0.9,
     )
-    alone = Muon(apart, 0.1, weight_decay=0.3)
+    alone = Muon(apart, 0.1, weight_decay=0.3, momentum=0.9)
     for _ in range(3):
         stacked.grad, other.grad = torch.randn(24, 16), torch.randn(8, 16)
         for one, piece in zip(apart, stacked.grad.split([8, 4, 12]), strict=True):
@@ -94,7 +97,7 @@ def test_parts_are_matrices_of_their_own() -> None:
 def test_how_many_are_multiplied_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained() -> list[Tensor]:
         weights = parameters((16, 16), (16, 8), (16, 16), (16, 16), (8, 16))
-        optimizer = Muon(weights, 0.1, weight_decay=0.1)
+        optimizer = Muon(weights, 0.1, weight_decay=0.1, momentum=0.9)
         for seed in range(3):
             torch.manual_seed(seed)
             for weight in weights:
@@ -110,7 +113,7 @@ def test_how_many_are_multiplied_at_once_changes_nothing(monkeypatch: pytest.Mon
 
 def test_state_goes_through_a_save() -> None:
     first, second = parameters((16, 8)), parameters((16, 8))
-    optimizers = [Muon(first, 0.1, weight_decay=0.0), Muon(second, 0.1, weight_decay=0.0)]
+    optimizers = [Muon(w, 0.1, weight_decay=0.0, momentum=0.9) for w in (first, second)]
     gradients = torch.randn(4, 16, 8)
     for gradient in gradients[:2]:
         first[0].grad = gradient

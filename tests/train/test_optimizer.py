@@ -112,7 +112,7 @@ def test_settings_reach_the_optimiser() -> None:
 def test_muon_has_a_learning_rate_of_its_own() -> None:
     params = train_params(optimizer="muon", lr=0.07, muon_lr=0.02, betas=[0.8, 0.9])
     inner, rest = make_optimizers(tiny_model(), params)
-    assert {group["lr"] for group in inner.param_groups} == {0.02}
+    assert {(group["lr"], group["momentum"]) for group in inner.param_groups} == {(0.02, 0.8)}
     assert {(group["lr"], tuple(group["betas"])) for group in rest.param_groups} == {
         (0.07, (0.8, 0.9))
     }
