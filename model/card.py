@@ -24,13 +24,22 @@ SHOWN = {
     "calibration_error": "Expected calibration error",
 }
 
+DRAWN = "model/init.py"  # train.init_from of weights that are drawn
 
-def metadata(name: str, found: Mapping[str, Mapping[str, Any]], model_type: str) -> str:
+
+def metadata(
+    name: str,
+    found: Mapping[str, Mapping[str, Any]],
+    model_type: str,
+    init_from: str = DRAWN,
+) -> str:
     """The YAML block for the top of a card.
 
     ``found`` are the contents of metrics/ ``data``, ``eval`` and ``train``. What is not known of
-    the data (licence, language) is left out.
+    the data (licence, language) is left out. So is the licence of weights that began as another
+    model's (``init_from``), which has its say in it.
     """
+    scratch = init_from == DRAWN
     source = str(found["data"]["source"]["name"])
     known = SOURCES.get(source)
     on_hub = "/" in source
@@ -50,17 +59,19 @@ def metadata(name: str, found: Mapping[str, Mapping[str, Any]], model_type: str)
         for key, title in SHOWN.items()
         if measured.get(key) is not None
     ]
+    licensed = known if scratch else None
+    other = licensed if licensed and licensed.licence == "other" else None
     languages = _languages(found["data"].get("languages"))
     data = ModelCardData(
         model_name=name,
         eval_results=results,
         language=languages or (known.language if known else None),
-        license=known.licence if known else None,
-        license_name=_slug(known.licence_title) if known and known.licence == "other" else None,
-        license_link=known.url if known and known.licence == "other" else None,
+        license=licensed.licence if licensed else None,
+        license_name=_slug(other.licence_title) if other else None,
+        license_link=other.url if other else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["conversational", "from-scratch", "parley", model_type],
+        tags=["conversational", *(["from-scratch"] if scratch else []), "parley", model_type],
         datasets=[source] if on_hub else None,
     )
     return f"---\n{data.to_yaml()}\n---\n"
@@ -149,7 +160,9 @@ def card(
 ) -> str:
     """The whole README.md of a model folder; ``found`` as for ``metadata``."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    head = metadata(name, found, str(config["model_type"]))
+    recorded = lock["stages"]["train"].get("params", {}).get("params.yaml", {})
+    init_from = str(recorded.get("train", {}).get("init_from", DRAWN))
+    head = metadata(name, found, str(config["model_type"]), init_from)
     parts = [head, report.rstrip("\n") + "\n", USE.format(folder=name), provenance(root, lock)]
     return "\n".join(parts)
 

@@ -98,11 +98,11 @@ def pieces(one: Conversation, texts: list[bytes]) -> Iterator[tuple[int, Piece]]
 
 def _shown(text: str) -> str:
     """Escaped; a line break is also marked, and what can't be seen is named by its number."""
-    marked = "".join(
-        c if c.isprintable() or c in "\n\t" else f"[U+{ord(c):04X}]"
-        for c in text.replace("\r", "␍")
-    )
-    return html.escape(marked).replace("\n", "↵\n")
+    return html.escape(_named(text.replace("\r", "␍"))).replace("\n", "↵\n")
+
+
+def _named(text: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else f"[U+{ord(c):04X}]" for c in text)
 
 
 def _mark(piece: Piece, text: str, name: str, kind: str = "") -> str:
@@ -143,7 +143,8 @@ def _article(one: Conversation, tokenizer: ChatTokenizer, texts: list[bytes]) ->
 
 
 def _quoted(text: str) -> str:
-    return "“" + text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r") + "”"
+    escaped = text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    return f"“{_named(escaped)}”"
 
 
 def write_page(

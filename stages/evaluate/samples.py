@@ -1,5 +1,6 @@
 """Samples to read: replies to prompts, continuations of real conversations, free conversations."""
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ DOCUMENT_BLOCK = 4096
 # Characters and lines of the text in DVC's picture of replies.
 PROMPT_WIDTH, PROMPT_LINES = 28, 3
 REPLY_WIDTH, REPLY_LINES = 46, 5
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 Both = tuple[Reply, Reply]  # greedy and sampled
 
@@ -190,10 +193,15 @@ def transcript(tokenizer: ChatTokenizer, ids: list[int]) -> list[tuple[str, str,
 
 
 def _inline(text: str) -> str:
-    """Text on one line of Markdown, its special characters shown as they are."""
+    """Text on one line of Markdown, its special characters shown as they are.
+
+    Control characters, which would steer a terminal and make the file binary for git, and those
+    that turn the direction of writing are named by their numbers.
+    """
+    text = " ".join(text.split())
     for character in "\\`*_[]<>#|&~$":
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split()) or "(nothing)"
+    return CONTROL.sub(lambda found: f"\\[U+{ord(found[0]):04X}\\]", text) or "(nothing)"
 
 
 def side_by_side(table: list[dict[str, str]]) -> list[dict[str, str]]:

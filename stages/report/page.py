@@ -11,6 +11,7 @@ from stages.report.chart import bar, line_chart
 from stages.report.inputs import Inputs, Rows
 
 HISTORY_ROWS = 8
+DRAWN = "model/init.py"  # train.init_from of weights that are drawn
 BASELINES = {
     "uniform": "any token, all alike",
     "unigram": "how frequent a token is",
@@ -77,6 +78,14 @@ def _name(found: Inputs, params: dict[str, Any]) -> str:
     return Path(params["data"]["path"]).name if name == "local" else name
 
 
+def _beginning(params: dict[str, Any]) -> str:
+    """What training began with, in words."""
+    init_from = str(params["train"]["init_from"])
+    if init_from == DRAWN:
+        return "Trained from scratch"
+    return f"Trained further from the weights of `{Path(init_from).name}`"
+
+
 def _head(found: Inputs, params: dict[str, Any]) -> Iterator[str]:
     measured, train = found.evaluation, found.train
     bigram = measured["baselines"]["bigram"]["bits_per_byte"]
@@ -84,7 +93,7 @@ def _head(found: Inputs, params: dict[str, Any]) -> Iterator[str]:
     yield f"# A chat model of {scaled(train['parameters'])} parameters"
     yield ""
     yield (
-        f"Trained from scratch on {_name(found, params)}, {train['steps']:,} steps of "
+        f"{_beginning(params)} on {_name(found, params)}, {train['steps']:,} steps of "
         f"{train['tokens'] // max(1, train['steps']):,} tokens. On conversations that it has not "
         f"seen it needs **{measured['bits_per_byte']} bits per byte**, "
         f"{abs(100 * better):.1f}% {'fewer' if better >= 0 else 'more'} than a bigram model."

@@ -104,7 +104,7 @@ def train(
     """
     tracker, meter = training.tracker, training.meter
     if state.step == 0:
-        _record(training, state, 0.0)
+        _record(training, state, 0.0, params.rates)
     with Progress("train", "step", total_steps, scale=False, start=state.step) as progress:
         while state.step < total_steps:
             step = state.step
@@ -114,7 +114,7 @@ def train(
                 batch = training.read(step)
             share = share_of_peak(step, total_steps, params)
             done = training.update(step, batch, share)
-            _count_skipped(done, state, training, may_overflow)
+            _count_skipped(done, state, training, may_overflow, params.rates)
             seconds = time.perf_counter() - started
             state.means.add(done.nats, done.tokens, done.grad_norm, seconds)
             state.step += 1
@@ -136,7 +136,7 @@ def train(
             )
             improved = False
             if state.step % params.eval_interval == 0 or state.step == total_steps:
-                improved = _record(training, state, params.lr * share)
+                improved = _record(training, state, params.lr * share, params.rates)
                 tokens = state.means.steps * tokens_per_step
                 state.speeds.append(Speed(state.step, tokens / state.means.seconds))
                 state.means = Means()
@@ -145,16 +145,14 @@ def train(
                     training.after_step(state, improved)
 
 
-def _record(training: Training, state: TrainState, lr: float) -> bool:
+def _record(training: Training, state: TrainState, lr: float, rates: str) -> bool:
     """Validates, adds a row to the history and keeps the weights if they are the best, which it
     returns."""
     since = state.means
     with training.meter.part("validation", always=True):
         val_loss = training.validate()
     if not math.isfinite(val_loss):
-        raise DivergedError(
-            f"validation loss is {val_loss} after step {state.step}: lower train.lr"
-        )
+        raise DivergedError(f"validation loss is {val_loss} after step {state.step}: lower {rates}")
     row = Row(
         step=state.step,
         tokens=state.tokens,
@@ -174,7 +172,9 @@ def _record(training: Training, state: TrainState, lr: float) -> bool:
     return True
 
 
-def _count_skipped(done: Update, state: TrainState, training: Training, may_overflow: bool) -> None:
+def _count_skipped(
+    done: Update, state: TrainState, training: Training, may_overflow: bool, rates: str
+) -> None:
     """Counts the updates that were skipped. Raises DivergedError after too many in a row."""
     if done.applied or not done.tokens:
         state.skipped_in_a_row = 0
@@ -186,7 +186,7 @@ def _count_skipped(done: Update, state: TrainState, training: Training, may_over
     if state.skipped_in_a_row > limit:
         raise DivergedError(
             f"{what} at step {state.step + 1}, the {state.skipped_in_a_row}th skipped in a row; "
-            f"it reads {training.documents(state.step)}: lower train.lr, raise "
+            f"it reads {training.documents(state.step)}: lower {rates}, raise "
             "train.warmup_steps, or look at these conversations"
         )
     if not may_overflow:

@@ -7,7 +7,7 @@ own takes matrices one by one and has no such normalisation; README.md says what
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,8 @@ COEFFICIENTS = (
 )
 MARGIN = 1.02  # bfloat16 can round a largest singular value of 1 up
 RMS = 0.2  # of a step at learning rate 1: AdamW's, as measured by Liu et al.
-TOGETHER = 2**24  # elements of matrices of one shape that are multiplied at once
+TOGETHER = 2**24  # elements of parameters of one shape that are computed at once
 EPSILON = 1e-8
-
-
-class _Part(NamedTuple):
-    """Rows of a parameter's update that are one matrix of the network, and what they become."""
-
-    update: Tensor
-    second_moment: Tensor  # (rows, 1), changed in place
-    result: list[Tensor]  # of the parameter: takes one more
 
 
 class Muon(Optimizer):
@@ -69,61 +61,62 @@ class Muon(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step for every parameter that has a gradient. Takes no closure."""
         for group in self.param_groups:
-            taken = [p for p in group["params"] if p.grad is not None]
-            moments, results, parts = [], [], []
-            for parameter in taken:
-                update, second_moment = self._momentum(parameter, group["momentum"])
-                rows = list(group["parts"]) or [len(update)]
-                results.append(list[Tensor]())
-                moments.append(second_moment)
-                parts += [
-                    _Part(*pieces, results[-1])
-                    for pieces in zip(update.split(rows), second_moment.split(rows), strict=True)
-                ]
-            _steps(parts, group["beta2"])
-            for parameter, moment, result in zip(taken, moments, results, strict=True):
-                kept = self.state[parameter]["second_moment"]
-                kept.copy_(_spread_as(moment, kept))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(_spread_as(torch.cat(result), parameter), alpha=group["lr"])
+            for members in _stacks([p for p in group["params"] if p.grad is not None]):
+                self._step(members, group)
 
-    def _momentum(self, parameter: nn.Parameter, momentum: float) -> tuple[Tensor, Tensor]:
-        """The update by Nesterov's momentum and the neurons' mean squares so far, both whole."""
+    def _step(self, members: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """A step for parameters of one shape."""
+        states = [self._momentum(parameter, group["momentum"]) for parameter in members]
+        updates = torch.stack([_whole(update) for update, _ in states])
+        moments = torch.stack([_whole(moment) for _, moment in states])
+        for rows in _alike(group["parts"] or (updates.size(1),)):
+            # (parameters x parts of these rows, rows, columns)
+            step = orthogonal(torch.cat([updates[:, part] for part in rows])).float()
+            moment = torch.cat([moments[:, part] for part in rows])
+            moment.lerp_(step.square().mean(-1, keepdim=True), 1 - group["beta2"])
+            step /= moment.sqrt() + EPSILON
+            step *= RMS / (step.square().mean((-2, -1), keepdim=True).sqrt() + EPSILON)
+            for i, part in enumerate(rows):
+                of_part = slice(i * len(members), (i + 1) * len(members))
+                updates[:, part], moments[:, part] = step[of_part], moment[of_part]
+        for parameter, (_, kept), step, moment in zip(
+            members, states, updates, moments, strict=True
+        ):
+            kept.copy_(_spread_as(moment, kept))
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.sub_(_spread_as(step, parameter), alpha=group["lr"])
+
+    def _momentum(self, parameter: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+        """The update by Nesterov's momentum, and the neurons' mean squares so far."""
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
             state["second_moment"] = torch.zeros_like(gradient[:, :1])
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        second_moment = state["second_moment"]
-        return _whole(gradient.lerp(buffer, momentum)), _whole(second_moment).clone()
+        return gradient.lerp(buffer, momentum), state["second_moment"]
 
 
-def _steps(parts: Sequence[_Part], beta2: float) -> None:
-    """Puts each part's step into its result, in order, and the new mean squares in their place."""
-    steps: dict[int, Tensor] = {}
-    for numbers in _stacks([part.update.shape for part in parts]):
-        step = orthogonal(torch.stack([parts[i].update for i in numbers])).float()
-        squares = step.square().mean(-1, keepdim=True)
-        moments = torch.stack([parts[i].second_moment for i in numbers]).lerp_(squares, 1 - beta2)
-        step /= moments.sqrt() + EPSILON
-        step *= RMS / (step.square().mean((-2, -1), keepdim=True).sqrt() + EPSILON)
-        for i, one, moment in zip(numbers, step, moments, strict=True):
-            steps[i] = one
-            parts[i].second_moment.copy_(moment)
-    for number, part in enumerate(parts):
-        part.result.append(steps[number])
-
-
-def _stacks(shapes: Sequence[torch.Size]) -> Iterator[list[int]]:
-    """Numbers of matrices of one shape, of TOGETHER elements at most (or one matrix) at a time."""
+def _stacks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters of one shape, of TOGETHER elements at most (or one parameter) at a time: what is
+    gathered and computed for them is all that a step needs beside its state."""
     alike = defaultdict(list)
-    for number, shape in enumerate(shapes):
-        alike[shape].append(number)
-    for shape, numbers in alike.items():
+    for parameter in parameters:
+        alike[parameter.shape].append(parameter)
+    for shape, members in alike.items():
         count = max(1, TOGETHER // shape.numel())
-        for first in range(0, len(numbers), count):
-            yield numbers[first : first + count]
+        for first in range(0, len(members), count):
+            yield members[first : first + count]
+
+
+def _alike(parts: Sequence[int]) -> list[list[slice]]:
+    """The rows of each part, those of parts of one size together."""
+    alike = defaultdict(list)
+    first = 0
+    for rows in parts:
+        alike[rows].append(slice(first, first + rows))
+        first += rows
+    return list(alike.values())
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

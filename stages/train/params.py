@@ -111,6 +111,11 @@ class TrainParams(Section):
         return self
 
     @property
+    def rates(self) -> str:
+        """The keys of the learning rates in use, in words."""
+        return "train.lr and train.muon_lr" if self.optimizer == "muon" else "train.lr"
+
+    @property
     def sequences_per_step(self) -> int:
         """Sequences in one update, of all processes together."""
         return self.batch_size * self.grad_accum_steps

@@ -87,6 +87,15 @@ def test_text_is_text(tokenizer: ChatTokenizer, texts: list[bytes], content: str
     assert reader.tags.count("article") == 1
 
 
+def test_what_cannot_be_seen_is_named_in_text_and_tips(
+    tokenizer: ChatTokenizer, texts: list[bytes]
+) -> None:
+    reader = read(write_page([conversation(tokenizer, "a\0b\x1b \u202e")], [], tokenizer, texts))
+    assert "a[U+0000]b[U+001B] [U+202E]" in "".join(reader.text)
+    for text in (*reader.text, *reader.tips):
+        assert all(c.isprintable() or c in "\n\t\N{NO-BREAK SPACE}" for c in text), text
+
+
 def test_every_token_has_its_text_bits_and_rank(
     tokenizer: ChatTokenizer, texts: list[bytes]
 ) -> None:

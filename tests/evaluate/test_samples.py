@@ -115,7 +115,8 @@ def visible(markdown: str) -> str:
 
 
 characters = st.sampled_from("\\`*_[]()<>#|!&~$+-.:;=\"'{}^1ab \n\té🙂") | st.characters(
-    exclude_categories=("Cs", "Cc")
+    exclude_categories=("Cs", "Cc"),
+    exclude_characters="\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
 )
 
 
@@ -134,6 +135,18 @@ def test_text_is_seen_as_it_was_typed(text: str) -> None:
     # Leading and trailing marks stand apart; white space folds.
     expected = " ".join(text.split()) or "(nothing)"
     assert visible(f"**user:** {shown}") == f"user: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\0b\x1b[31mred", r"a\[U+0000\]b\[U+001B\]\[31mred"),
+        ("\x18 \x9b \u202eevil\u2066", r"\[U+0018\] \[U+009B\] \[U+202E\]evil\[U+2066\]"),
+        ("👨\u200d👩\u200d👧 می\u200cخواهم", "👨\u200d👩\u200d👧 می\u200cخواهم"),
+    ],
+)
+def test_what_steers_a_terminal_is_named(text: str, expected: str) -> None:
+    assert samples._inline(text) == expected
 
 
 @pytest.mark.parametrize("text", ["a $x^2$ b", "$$y$$"])

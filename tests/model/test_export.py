@@ -260,3 +260,21 @@ def test_of_a_set_on_the_hub_the_card_names_it_and_its_commit() -> None:
     assert lmsys["language"] == ["en"]
     unknown = about({"name": "local"}, languages={"(unknown)": 3, "Klingon": 1})
     assert not {"license", "language", "datasets"} & set(unknown)
+
+
+def test_of_weights_that_began_elsewhere_the_card_claims_no_licence(
+    project: Path, tmp_path: Path
+) -> None:
+    main([str(tmp_path / "drawn")], project)
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    lock["stages"]["train"]["params"] = {"params.yaml": {"train": {"init_from": "models/first"}}}
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    main([str(tmp_path / "further")], project)
+    drawn, further = (
+        front_matter((tmp_path / name / "README.md").read_text(encoding="utf-8"))
+        for name in ("drawn", "further")
+    )
+    assert "from-scratch" in drawn["tags"]
+    assert "license" in drawn
+    assert "from-scratch" not in further["tags"]
+    assert "license" not in further

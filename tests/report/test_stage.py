@@ -122,6 +122,15 @@ def test_what_is_not_known_of_the_data_is_not_guessed(copy: Path) -> None:
     assert f"`{'0' * 40}`" in text
 
 
+def test_weights_that_began_elsewhere_are_not_from_scratch(copy: Path) -> None:
+    assert "\nTrained from scratch on " in report(copy)
+    (copy / "models/first").mkdir()
+    write_params(copy, tiny_params({"train.init_from": "models/first"}))
+    text = report(copy)
+    assert "\nTrained further from the weights of `first` on " in text
+    assert "scratch" not in text
+
+
 def test_the_folders_of_a_machine_are_not_told(copy: Path) -> None:
     secret = copy / "home/me/private/chats.jsonl"
     secret.parent.mkdir(parents=True)

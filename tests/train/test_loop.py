@@ -272,12 +272,15 @@ def test_a_batch_without_a_label_is_no_skipped_update(stream: TokenStream) -> No
 
 
 @pytest.mark.parametrize("loss", [NAN, INF])
+@pytest.mark.parametrize(
+    ("optimizer", "rates"), [("adamw", "train.lr"), ("muon", "train.lr and train.muon_lr")]
+)
 def test_a_validation_loss_that_is_not_finite_stops_training(
-    stream: TokenStream, loss: float
+    stream: TokenStream, optimizer: str, rates: str, loss: float
 ) -> None:
     losses = iter([3.0, 2.0, loss])
-    with pytest.raises(DivergedError, match=r"validation.*after step 4\b"):
-        run_loop(stream, 8, lambda _: next(losses), eval_interval=2)
+    with pytest.raises(DivergedError, match=rf"validation.*after step 4: lower {rates}$"):
+        run_loop(stream, 8, lambda _: next(losses), eval_interval=2, optimizer=optimizer)
 
 
 def test_weights_that_explode_are_a_divergence_and_not_a_result(stream: TokenStream) -> None:
