@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config import ModelConfig
 from stages.check.__main__ import check
 from stages.errors import SettingsError
 from stages.params import PARAMS_FILE, read_yaml
 from stages.runtime import RuntimeParams
 from stages.train.params import ModelParams, TrainParams
+from stages.train.shape import config_of_start
+
+CONTROL_IDS = {"pad": 0, "bos": 1, "end": 2}  # their places change no figure
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class Settings:
     model: ModelParams
     train: TrainParams
     runtime: RuntimeParams
+
+    def config(self, vocab_size: int) -> ModelConfig:
+        """The network that training makes of these for ``vocab_size`` ids. Raises SettingsError."""
+        shape = self.model.config(vocab_size, CONTROL_IDS, self.train.document_mask)
+        return config_of_start(shape, self.train.init_from)
 
 
 def overridden(overrides: Sequence[str]) -> dict[str, Any]:
