@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,41 @@ def test_overrides_are_those_of_dvc(world: Path, monkeypatch: pytest.MonkeyPatch
         overridden(["train.lrr=1"])
     with pytest.raises(SettingsError, match="-S nonsense"):
         overridden(["nonsense"])
+
+
+def own_params(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """The committed params.yaml, changed as DVC does, in ``folder``."""
+    from dvc.utils.hydra import apply_overrides
+
+    monkeypatch.chdir(folder)
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    apply_overrides("params.yaml", list(overrides))
+
+
+def test_a_mapping_that_changes_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_params(tmp_path, monkeypatch)
+    assert overridden(["data.filter={}"])["data"]["filter"] == {}
+    added = ["+data.filter.language=English", "data.filter={language: French}"]
+    assert overridden(added)["data"]["filter"] == {"language": "French"}
+    with pytest.raises(SettingsError, match=r"{}: changes nothing.*leave out the -S or"):
+        overridden([*added, "data.filter={}"])
+    own_params(tmp_path, monkeypatch, *added, "+data.filter.model=x")
+    for same in ("{}", "{language: French}", "{}"):
+        with pytest.raises(SettingsError, match=r"DVC merges.*edit data\.filter in params\.yaml"):
+            overridden(["train.lr=1e-3", f"++data.filter={same}"])
+    both = overridden(["data.filter={language: French, model: x}"])
+    assert both["data"]["filter"] == {"language": "French", "model": "x"}
+    assert overridden(["train.lr=8e-3"])["train"]["lr"] == 8e-3
+
+
+def test_a_file_that_dvc_would_break_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_params(tmp_path, monkeypatch, "+data.filter.language=English")
+    with pytest.raises(SettingsError, match=r"-S ~data\.filter\.language: DVC would write"):
+        overridden(["~data.filter.language"])
 
 
 @pytest.mark.parametrize(
