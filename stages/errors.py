@@ -72,10 +72,29 @@ MEMORY_HINTS = {
 }
 
 
+OUT_OF_MEMORY = "out of memory"
+# What torch and its libraries say besides, in errors that are plain RuntimeErrors.
+REFUSALS = (OUT_OF_MEMORY, "allocate memory", "could not create a memory", "alloc_failed")
+# How a process ends that the system, or a library that was refused memory, ends.
+REFUSED_SIGNALS = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV)
+
+
 def _out_of_memory(error: Exception) -> bool:
     """Whether Python or torch, on any device, could not have the memory that it asked for."""
     name, text = type(error).__name__, str(error).lower()
-    return isinstance(error, MemoryError) or "OutOfMemory" in name or "allocate memory" in text
+    told = any(words in text for words in REFUSALS)
+    return isinstance(error, MemoryError) or "OutOfMemory" in name or told
+
+
+def was_out_of_memory(stage: str, code: int, stderr: str) -> bool:
+    """Whether a process that ``run`` had as ``stage`` ended for want of memory.
+
+    ``code`` is its exit code as ``subprocess`` has it, negative for a signal.
+    """
+    said = f"error: {stage}: {OUT_OF_MEMORY}:"
+    return -code in REFUSED_SIGNALS or (
+        code == 2 and any(line.startswith(said) for line in stderr.splitlines())
+    )
 
 
 class _Terminated(BaseException):
@@ -127,7 +146,7 @@ def run(stage: str, main: Callable[[], None]) -> NoReturn:
         if peer_lost(error):
             code = PEER_LOST_EXIT_CODE
         elif _out_of_memory(error):
-            code, message = 2, f"out of memory: {MEMORY_HINTS.get(stage, error)}"
+            code, message = 2, f"{OUT_OF_MEMORY}: {MEMORY_HINTS.get(stage, error)}"
         else:
             raise
     if launched():

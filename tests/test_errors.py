@@ -15,6 +15,7 @@ from stages.errors import (
     SettingsError,
     StageError,
     run,
+    was_out_of_memory,
 )
 
 
@@ -89,6 +90,8 @@ def test_a_disk_that_fails_is_74(
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB, max allowed: 1.10 GB)."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_too_little_memory_is_a_matter_of_settings(
@@ -98,6 +101,9 @@ def test_too_little_memory_is_a_matter_of_settings(
     assert code == 2
     assert err.startswith("error: stage: out of memory")
     assert err.count("\n") == 1
+    assert was_out_of_memory("stage", 2, "a warning\n" + err)
+    assert not was_out_of_memory("stage", 1, err)
+    assert not was_out_of_memory("other", 2, err)
 
 
 LOST = "[pair.cc:553] Connection closed by peer [127.0.0.1]:59520"

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stages.errors import SettingsError, run
@@ -13,13 +14,16 @@ from stages.plan.corpus import Data, describe
 from stages.plan.settings import Settings, overridden, settle
 from stages.plan.sizes import Disk, Parameters, disk, parameters
 from stages.recipes.book import options_of
-from stages.runtime import memory_bytes
+from stages.runtime import RuntimeParams, memory_bytes
+from stages.train.params import DRAWN
+from stages.train.start import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from stages.plan.burst import Burst
     from stages.plan.memory import Memory
 
 NAME = "python -m stages.plan"
+MFU = 0.4
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,15 +40,21 @@ def options(arguments: list[str]) -> argparse.Namespace:
     add("--tokens", type=float, help="of training, where no shards tell")
     add("--no-measure", action="store_true", help="make no real steps")
     add("--gpu-tflops", type=float, metavar="N", help="peak of a GPU that you have in mind")
-    add("--mfu", type=float, default=0.4, help="share of that peak to reckon with (default: 0.4)")
-    add("--gpus", type=int, default=1, help="how many of them")
+    add("--mfu", type=float, help=f"share of that peak to reckon with (default: {MFU})")
+    add("--gpus", type=int, help="how many of them (default: runtime.processes)")
     chosen = parser.parse_args(arguments)
     for name, value in (("tokens", chosen.tokens), ("gpu-tflops", chosen.gpu_tflops)):
         if value is not None and not 0 < value < math.inf:
             parser.error(f"--{name} {value:g} is not positive")
+    for name in ("mfu", "gpus"):
+        value = getattr(chosen, name)
+        if value is not None and chosen.gpu_tflops is None:
+            parser.error(f"--{name} {value:g} needs --gpu-tflops, the peak of one of these GPUs")
+    if chosen.mfu is None:
+        chosen.mfu = MFU
     if not 0 < chosen.mfu <= 1:
         parser.error(f"--mfu {chosen.mfu:g} is not between 0 and 1")
-    if chosen.gpus < 1:
+    if chosen.gpus is not None and chosen.gpus < 1:
         parser.error(f"--gpus {chosen.gpus}: one is the least")
     return chosen
 
@@ -67,6 +77,7 @@ def reckon(settings: Settings, tokens: int | None = None) -> Plan:
     """The plan without what needs torch. Raises SettingsError, or DataError for damaged shards."""
     model, train = settings.model, settings.train
     data = describe(settings, tokens)
+    _check_start(train.init_from, data.vocab_size)
     windows = (data.train_tokens - 1) // model.seq_len
     if windows < 1:
         raise SettingsError(
@@ -76,7 +87,7 @@ def reckon(settings: Settings, tokens: int | None = None) -> Plan:
     train.check_processes(settings.runtime.processes, settings.runtime.parallel)
     per_step = train.sequences_per_step
     steps = train.max_steps or max(1, math.ceil(train.epochs * windows / per_step))
-    config = model.config(data.vocab_size, {"bos": 1, "end": 2, "pad": 0}, train.document_mask)
+    config = settings.config(data.vocab_size)
     of = parameters(config)
     seen = steps * per_step * model.seq_len
 
@@ -88,6 +99,24 @@ def reckon(settings: Settings, tokens: int | None = None) -> Plan:
         settings, data, of, steps, seen, flops, storage,
         list(cautions(settings, data, of, steps, flops)),
     )  # fmt: skip
+
+
+def _check_start(init_from: str, vocab_size: int) -> None:
+    """Raises SettingsError for a model folder whose tokenizer has ids that the data's lacks."""
+    if init_from == DRAWN:
+        return
+    from model.vocabulary import number_of_ids
+
+    file = Path(init_from, TOKENIZER_FILE)
+    try:
+        known = number_of_ids(file)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"train.init_from: '{init_from}' is no model folder: {error}") from None
+    if known > vocab_size:
+        raise SettingsError(
+            f"train.init_from: the tokenizer of '{init_from}' has {known:,} ids, that of the data "
+            f"{vocab_size:,}: set tokenizer.path to '{init_from}'"
+        )
 
 
 def show(plan: Plan) -> None:
@@ -119,13 +148,15 @@ def show(plan: Plan) -> None:
     )
 
 
-def show_memory(memory: "Memory", dtype: str) -> None:
-    """Prints the bytes that are alive in a step."""
+def show_memory(memory: "Memory", dtype: str, processes: int, runtime: RuntimeParams) -> None:
+    """Prints the bytes that are alive in a step, in one of ``processes``."""
+    each = f" in each of {processes} processes ({runtime.parallel})" if processes > 1 else ""
+    gathered = " and gathered weights" if processes > 1 and runtime.parallel == "fsdp" else ""
     print(
-        f"memory      {_size(memory.peak)} of tensors in {dtype}, at most: weights "
+        f"memory      {_size(memory.peak)} of tensors{each} in {dtype}, at most: weights "
         f"{_size(memory.weights)}, gradients {_size(memory.gradients)}, optimiser "
-        f"{_size(memory.optimizer)}, activations {_size(memory.activations)}; in a validation "
-        f"{_size(memory.validation)}"
+        f"{_size(memory.optimizer)}, activations{gathered} {_size(memory.activations)}; in the "
+        f"optimiser's step {_size(memory.stepping)}, in a validation {_size(memory.validation)}"
     )
 
 
@@ -165,12 +196,11 @@ def main() -> None:
     on_gpu = chosen.gpu_tflops is not None or elsewhere
     mixed = settings.train.mixed_precision is not False
     dtype = torch.bfloat16 if on_gpu and mixed else precision_of(settings.train, device)
-    ids = {"bos": 1, "end": 2, "pad": 0}
-    config = settings.model.config(plan.data.vocab_size, ids, settings.train.document_mask)
-    processes = chosen.gpus if chosen.gpu_tflops else settings.runtime.processes
+    config = settings.config(plan.data.vocab_size)
+    processes = chosen.gpus or settings.runtime.processes
     settings.train.check_processes(processes, settings.runtime.parallel)
     memory = estimate(config, settings.train, settings.runtime, dtype, processes)
-    show_memory(memory, str(dtype).removeprefix("torch."))
+    show_memory(memory, str(dtype).removeprefix("torch."), processes, settings.runtime)
     if not chosen.no_measure:
         there = memory_bytes(settings.runtime)
         if memory.peak > there:
@@ -183,11 +213,11 @@ def main() -> None:
 
         show_burst(plan, measure(settings.values, plan.data.vocab_size))
     if chosen.gpu_tflops:
-        rate = chosen.gpu_tflops * 1e12 * chosen.mfu * chosen.gpus
-        among = f"{chosen.gpus} GPUs of" if chosen.gpus > 1 else "on a GPU of"
+        rate = chosen.gpu_tflops * 1e12 * chosen.mfu * processes
+        among = f"{processes} GPUs" if processes > 1 else "a GPU"
         print(
-            f"GPU         {_time(plan.flops / rate)} {among} {chosen.gpu_tflops:,.0f} TFLOP/s at "
-            f"{chosen.mfu:.0%} MFU (estimated: validation and waiting are left out)"
+            f"GPU         {_time(plan.flops / rate)} on {among} of {chosen.gpu_tflops:,.0f} "
+            f"TFLOP/s at {chosen.mfu:.0%} MFU (estimated: validation and waiting are left out)"
         )
     for line in plan.cautions:
         print(f"\nwarning: {line}")
@@ -206,7 +236,7 @@ def _time(seconds: float) -> str:
     for limit, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * limit:
             return f"{seconds / limit:,.1f} {unit}"
-    return f"{seconds:,.0f} seconds"
+    return f"{seconds:,.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
 
 
 if __name__ == "__main__":

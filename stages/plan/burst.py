@@ -2,7 +2,7 @@
 
 Training's own loop runs, on random tokens, with its validations, copies of the best weights and
 saves (to a temporary folder), for these can need more memory than a step. Nothing of the project's
-is read or changed.
+is changed, and none of its data is read.
 """
 
 import functools
@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.corpus import Ids, Roles
-from stages.errors import SettingsError, run
+from stages.errors import SettingsError, run, was_out_of_memory
+from stages.plan.settings import CONTROL_IDS, settle
 
+NAME = "burst"
 STEPS, VALIDATED = 4, 2  # validations before, amid and after
 VALIDATION_PASSES = 5
-BOS, DOCUMENT = 1, 500
+DOCUMENT = 500
 GIVEN = "PARLEY_PLAN"
 
 
@@ -51,18 +53,17 @@ def measure(values: dict[str, Any], vocab_size: int) -> Burst:
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         return Burst(**json.loads(lines[-1]))
-    if done.returncode < 0 or "memory" in done.stderr.lower():
+    if was_out_of_memory(NAME, done.returncode, done.stderr):
         raise SettingsError(
             "a step of these settings does not fit this machine's memory: "
             "`python -m stages.train.fit` finds a train.micro_batch_size that does"
         )
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     raise SettingsError(f"the measured burst failed (--no-measure leaves it out): {last}")
 
 
 def main() -> None:
     """Makes the burst that the environment describes and prints it as JSON."""
-    from stages.plan.settings import settle
     from stages.runtime import peak_memory_mib, start_torch
     from stages.trackers import NoTracker
 
@@ -84,9 +85,7 @@ def main() -> None:
     from stages.train.update import Update
 
     params, seq_len = settings.train, settings.model.seq_len
-    config = settings.model.config(
-        vocab_size, {"bos": BOS, "end": 2, "pad": 0}, params.document_mask
-    )
+    config = settings.config(vocab_size)
     processes, meter = Processes(), Meter(device)
     engine = build(config, params, settings.runtime, settings.seed, device, processes, meter)
     peak = peak_flops(device, engine.precision.dtype)
@@ -95,7 +94,7 @@ def main() -> None:
     sequences = min(params.sequences_per_step, 2 * params.sequences_per_pass(1))
     tokens = torch.from_numpy(_ids(vocab_size, sequences * (seq_len + 1))).view(sequences, -1)
     inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    documents = (inputs == BOS).cumsum(1) if params.document_mask else None
+    documents = (inputs == CONTROL_IDS["bos"]).cumsum(1) if params.document_mask else None
     batch = Batch(inputs, labels, documents, 0)
     seconds: list[float] = []
 
@@ -151,14 +150,14 @@ def main() -> None:
 def _ids(vocab_size: int, count: int) -> Ids:
     """Random tokens, with the beginning of a document now and then."""
     ids = np.random.default_rng(0).integers(vocab_size, size=count)
-    ids[::DOCUMENT] = BOS
+    ids[::DOCUMENT] = CONTROL_IDS["bos"]
     return ids
 
 
 class _Stream:
     """Tokens in memory in the form of ``stages.corpus.TokenStream``."""
 
-    roles = Roles(BOS, 2, 5, (3, 4, 5, 6))
+    roles = Roles(CONTROL_IDS["bos"], CONTROL_IDS["end"], 5, (3, 4, 5, 6))
 
     def __init__(self, ids: Ids) -> None:
         self._ids = ids
@@ -174,4 +173,4 @@ class _Stream:
 
 
 if __name__ == "__main__":
-    run(Path(__file__).stem, main)
+    run(NAME, main)

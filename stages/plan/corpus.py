@@ -12,6 +12,7 @@ from stages.corpus import MANIFEST_FILE, SHARDS, TokenStream, read_manifest
 from stages.errors import SettingsError
 from stages.params import read_yaml
 from stages.plan.settings import Settings
+from stages.tokenizer.params import LEARNT
 
 LOCK = Path("dvc.lock")
 REPORTS = Path("metrics")
@@ -44,8 +45,8 @@ def describe(settings: Settings, tokens: int | None) -> Data:
     Raises SettingsError when nothing tells.
     """
     values = settings.values
-    vocabulary: int = values["tokenizer"]["vocab_size"]
     if tokens is not None:
+        vocabulary = _vocabulary(values)
         share = values["data"]["val_fraction"]
         held_out = round(tokens * share / (1 - share)) if share < 1 else 0
         width = 2 if vocabulary <= 2**16 else 4
@@ -107,7 +108,7 @@ def _of_shards(settings: Settings) -> Data:
 
 def _of_report(settings: Settings) -> Data:
     report = json.loads((REPORTS / "data.json").read_text(encoding="utf-8"))
-    vocabulary: int = settings.values["tokenizer"]["vocab_size"]
+    vocabulary = _vocabulary(settings.values)
     per_token = _bytes_per_token(vocabulary)
     splits = ("train", "validation")
     there = sum(report[split]["conversations"] for split in splits)
@@ -133,6 +134,16 @@ def _of_report(settings: Settings) -> Data:
         round(1.1 * size) + width * sum(tokens.values()),
         documents=round(share * report["train"]["conversations"]),
     )
+
+
+def _vocabulary(values: dict[str, Any]) -> int:
+    """Ids of the tokenizer that will be learnt, or is taken over. Raises SettingsError."""
+    path, learnt = values["tokenizer"]["path"], values["tokenizer"]["vocab_size"]
+    if path == LEARNT:
+        return int(learnt)
+    from stages.tokenizer.adopt import adopt
+
+    return adopt(Path(path)).vocab_size
 
 
 def _bytes_per_token(vocabulary: int) -> float:

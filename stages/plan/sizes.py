@@ -17,6 +17,7 @@ class Parameters:
     feed_forward: int
     norms: int
     head: int
+    neurons: int  # rows of the blocks' matrices; in no sum
 
     @property
     def total(self) -> int:
@@ -33,18 +34,21 @@ def parameters(config: ModelConfig) -> Parameters:
     heads = (2 * config.num_heads + 2 * config.kv_heads) * config.head_dim
     norms = 2 * config.d_model + (2 * config.head_dim if config.qk_norm else 0)
     table = config.vocab_size * config.d_model
+    projected = (config.num_heads + 2 * config.kv_heads) * config.head_dim
     return Parameters(
         embedding=table,
         attention=config.num_layers * heads * config.d_model,
         feed_forward=config.num_layers * 3 * config.d_model * config.d_ff,
         norms=config.num_layers * norms + config.d_model,
         head=0 if config.tie_embeddings else table,
+        neurons=config.num_layers * (projected + 2 * config.d_model + 2 * config.d_ff),
     )
 
 
 def optimizer_bytes(of: Parameters, train: TrainParams) -> int:
-    """The optimisers' state: two moments a weight, or Muon's one of a matrix in a block."""
-    moments = 2 * of.total - (of.blocks if train.optimizer == "muon" else 0)
+    """The optimisers' state: two moments a weight, or Muon's of a matrix in a block, which are
+    one a weight and one a row."""
+    moments = 2 * of.total - (of.blocks - of.neurons if train.optimizer == "muon" else 0)
     return FLOAT * moments
 
 

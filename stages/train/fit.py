@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from stages.corpus import read_manifest
-from stages.errors import SettingsError, run
+from stages.errors import SettingsError, run, was_out_of_memory
 from stages.params import read
 from stages.runtime import RuntimeParams, check_device, peak_memory_mib, start_torch
 from stages.train.params import ModelParams, Seed, TrainParams
@@ -24,6 +24,7 @@ from stages.train.shape import config_of_start
 
 UPDATES = 3
 TRIED = "PARLEY_TRIED_SIZE"
+NAME = Path(__file__).stem
 
 
 def main() -> None:
@@ -65,9 +66,10 @@ def attempt_apart(size: int) -> dict[str, Any] | None:
     if done.returncode == 0 and lines:
         result: dict[str, Any] = json.loads(lines[-1])
         return result
-    if done.returncode > 0 and "memory" not in done.stderr.lower():
-        raise SettingsError(f"the attempt failed: {done.stderr.strip().splitlines()[-1]}")
-    return None  # killed, or said so
+    if was_out_of_memory(NAME, done.returncode, done.stderr):
+        return None
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    raise SettingsError(f"the attempt failed: {last}")
 
 
 def attempt(size: int) -> None:
@@ -116,4 +118,4 @@ def attempt(size: int) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(__file__).stem, main)
+    run(NAME, main)

@@ -2,27 +2,37 @@
 
 import json
 import math
+import re
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from tokenizers import ByteLevelBPETokenizer
 
 from model.config import ModelConfig
+from model.saving import save_model
+from model.template import CONTROL_TOKENS
 from model.transformer import Transformer
 from stages.errors import SettingsError
 from stages.plan.__main__ import Plan, options, reckon
 from stages.plan.burst import measure
 from stages.plan.cautions import usual_lr
-from stages.plan.memory import estimate
+from stages.plan.memory import Memory, estimate
 from stages.plan.settings import overridden, settle
 from stages.plan.sizes import optimizer_bytes, parameters
 from stages.runtime import RuntimeParams
-from stages.train.optimizer import make_optimizers
+from stages.train.fit import attempt_apart
+from stages.train.optimizer import OPTIMIZERS, make_optimizers
 from tests.builders import (
+    ROOT,
+    WORDS,
     build_data,
     error_lines,
     run_stage,
@@ -75,6 +85,8 @@ def test_parameters_by_part_are_those_of_the_network(shape: dict[str, Any]) -> N
     assert of.feed_forward == sum(n for name, n in count.items() if ".feed_forward." in name)
     assert of.norms == sum(n for name, n in count.items() if "norm" in name)
     assert of.head == (0 if model.config.tie_embeddings else of.embedding)
+    blocks = [p for name, p in model.named_parameters() if "blocks." in name and p.ndim == 2]
+    assert of.neurons == sum(len(matrix) for matrix in blocks)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -120,6 +132,52 @@ def test_activations_grow_with_a_pass_and_shrink_with_checkpointing() -> None:
     ).activations * 1.01  # fmt: skip
 
 
+def test_what_an_optimiser_takes_in_its_step_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 2**28
+
+    class Greedy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            torch.zeros(taken, dtype=torch.uint8)
+
+    monkeypatch.setitem(
+        OPTIMIZERS, "adamw", lambda model, params: [Greedy(model.parameters(), params.lr)]
+    )
+    runtime = RuntimeParams(**tiny_params()["runtime"])
+    config = ModelConfig(200, 64, 4, 4, 2, 128, 64)
+    memory = estimate(config, train_params(), runtime, torch.float32, 1)
+    assert taken <= memory.stepping < taken + 4096
+    assert memory.peak == memory.weights + memory.optimizer + memory.gradients + memory.stepping
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_fsdp_divides_what_stays_and_gathers_a_block(
+    optimizer: str, dtype: torch.dtype, width: int
+) -> None:
+    """Its figures are a process's own; DDP's are those of one process alone."""
+    config = ModelConfig(256, 128, 6, 4, 2, 256, 64)
+
+    def of(processes: int, parallel: str, **changes: Any) -> Memory:
+        train = train_params(optimizer=optimizer, batch_size=8, micro_batch_size=1, **changes)
+        runtime = RuntimeParams(**tiny_params({"runtime.parallel": parallel})["runtime"])
+        return estimate(config, train, runtime, dtype, processes)
+
+    alone, divided = of(1, "fsdp"), of(4, "fsdp")
+    assert of(4, "ddp") == alone
+    for part in ("weights", "gradients", "optimizer"):
+        # The rotary tables and the counts of steps are whole everywhere.
+        assert getattr(divided, part) == pytest.approx(getattr(alone, part) / 4, abs=40_000)
+    # No more than two blocks are whole at a time, one of them with its gradients.
+    block = parameters(config).blocks // config.num_layers
+    in_blocks = width * parameters(config).blocks if dtype == torch.bfloat16 else 0
+    gathered = divided.activations - (alone.activations - in_blocks)
+    assert width * block < gathered < (2 * width + 8) * block
+    assert divided.stepping >= 0
+    assert divided.peak < 0.75 * alone.peak
+    assert of(2, "fsdp").peak > divided.peak > of(8, "fsdp").peak
+    assert not torch.distributed.is_initialized()
+
+
 def test_no_contents_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of 70 billion parameters is reckoned in a moment, in no memory."""
     config = ModelConfig(32_000, 8192, 2, 64, 8, 28_672, 2048)
@@ -159,6 +217,48 @@ def test_other_data_is_estimated_from_the_report_or_asked_for(
     assert given.data.train_tokens == 10**6
     with pytest.raises(SettingsError, match=r"model\.seq_len 50,000 needs 50,001"):
         plan(world, monkeypatch, model__seq_len=50_000)
+
+
+def save_start(folder: Path, tokenizer: Path, head_dim: int) -> Transformer:
+    """A model folder of TINY's shape but for the width of its heads."""
+    config = ModelConfig(300, 16, 2, 2, 1, 32, 32, head_dim=head_dim)
+    model = Transformer(config)
+    save_model(folder, config, model.state_dict(), tokenizer, "")
+    return model
+
+
+def test_a_model_folder_says_how_wide_its_heads_are(
+    world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "start"
+    model = save_start(folder, world / "data/tokenizer", 24)
+    of = plan(world, monkeypatch, train__init_from=str(folder))
+    assert of.parameters.total == model.num_parameters() > plan(world, monkeypatch).parameters.total
+    assert of.flops > plan(world, monkeypatch).flops
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert measure(of.settings.values, of.data.vocab_size).step_seconds > 0
+    with pytest.raises(SettingsError, match=r"has 300 ids, that of the data 290: set tokenizer"):
+        plan(
+            world, monkeypatch, 10**6, train__init_from=str(folder), tokenizer__vocab_size=290
+        )  # fmt: skip
+
+
+def test_a_tokenizer_from_elsewhere_has_its_own_number_of_ids(
+    world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = ByteLevelBPETokenizer()
+    theirs.train_from_iterator(WORDS, vocab_size=280, min_frequency=1, show_progress=False)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        of = plan(world, monkeypatch, 10**6, tokenizer__path=str(path))
+        assert of.data.vocab_size == theirs.get_vocab_size() + len(CONTROL_TOKENS) != 300
+        assert of.parameters.embedding == of.data.vocab_size * 16
+    report = {"bytes": 40_000, "messages": 300, "conversations": 60}
+    (world / "metrics").mkdir(exist_ok=True)
+    (world / "metrics/data.json").write_text(json.dumps({"train": report, "validation": report}))
+    estimated = plan(world, monkeypatch, tokenizer__path=str(tmp_path))
+    assert "estimated" in estimated.data.source
+    assert estimated.data.vocab_size == of.data.vocab_size
 
 
 @pytest.mark.parametrize(
@@ -209,37 +309,91 @@ def test_overrides_are_those_of_dvc(world: Path, monkeypatch: pytest.MonkeyPatch
         overridden(["nonsense"])
 
 
-@pytest.mark.parametrize("bad", [["--mfu", "2"], ["--gpus", "0"], ["--tokens", "-1"], ["--what"]])
-def test_a_mistake_on_the_command_line_is_one_line(bad: list[str]) -> None:
-    with pytest.raises(SettingsError):
+def own_params(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """The committed params.yaml, changed as DVC does, in ``folder``."""
+    from dvc.utils.hydra import apply_overrides
+
+    monkeypatch.chdir(folder)
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    apply_overrides("params.yaml", list(overrides))
+
+
+def test_a_mapping_that_changes_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_params(tmp_path, monkeypatch)
+    assert overridden(["data.filter={}"])["data"]["filter"] == {}
+    added = ["+data.filter.language=English", "data.filter={language: French}"]
+    assert overridden(added)["data"]["filter"] == {"language": "French"}
+    with pytest.raises(SettingsError, match=r"{}: changes nothing.*leave out the -S or"):
+        overridden([*added, "data.filter={}"])
+    own_params(tmp_path, monkeypatch, *added, "+data.filter.model=x")
+    for same in ("{}", "{language: French}", "{}"):
+        with pytest.raises(SettingsError, match=r"DVC merges.*edit data\.filter in params\.yaml"):
+            overridden(["train.lr=1e-3", f"++data.filter={same}"])
+    both = overridden(["data.filter={language: French, model: x}"])
+    assert both["data"]["filter"] == {"language": "French", "model": "x"}
+    assert overridden(["train.lr=8e-3"])["train"]["lr"] == 8e-3
+
+
+def test_a_file_that_dvc_would_break_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_params(tmp_path, monkeypatch, "+data.filter.language=English")
+    with pytest.raises(SettingsError, match=r"-S ~data\.filter\.language: DVC would write"):
+        overridden(["~data.filter.language"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (["--gpu-tflops", "1", "--mfu", "2"], "--mfu 2 is not between"),
+        (["--gpu-tflops", "1", "--gpus", "0"], "--gpus 0: one is the least"),
+        (["--gpus", "2"], "--gpus 2 needs --gpu-tflops"),
+        (["--mfu", "0.3"], "--mfu 0.3 needs --gpu-tflops"),
+        (["--tokens", "-1"], "--tokens -1 is not positive"),
+        (["--what"], "--what"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(bad: list[str], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
         options(bad)
 
 
-def test_the_command_tells_all_and_changes_nothing(world: Path) -> None:
-    before = sorted(path for path in world.rglob("*") if path.is_file())
-    command = [sys.executable, "-m", "stages.plan", "--gpu-tflops", "989", "--no-measure"]
-    done = subprocess.run(
-        command,
+def planned(world: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m stages.plan --no-measure`` with ``arguments``."""
+    return subprocess.run(
+        [sys.executable, "-m", "stages.plan", "--no-measure", *arguments],
         cwd=world,
         env=stage_environment(world),
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_several_gpus_hold_their_shares(world: Path) -> None:
+    """The lines say of how many, and the memory is each one's."""
+    done = planned(world, "--gpu-tflops", "100", "--gpus", "2", "-S", "runtime.parallel=fsdp")
+    assert done.returncode == 0, done.stderr
+    (gpu,) = [line for line in done.stdout.splitlines() if line.startswith("GPU")]
+    assert re.search(r"^GPU +[\d.e-]+ seconds on 2 GPUs of 100 TFLOP/s at 40% MFU", gpu)
+    assert gpu.split()[1] != "0"
+    (memory,) = [line for line in done.stdout.splitlines() if line.startswith("memory")]
+    assert "of tensors in each of 2 processes (fsdp)" in memory
+    assert "activations and gathered weights" in memory
+    assert "in the optimiser's step" in memory
+
+
+def test_the_command_tells_all_and_changes_nothing(world: Path) -> None:
+    before = sorted(path for path in world.rglob("*") if path.is_file())
+    done = planned(world, "--gpu-tflops", "989")
     assert done.returncode == 0, done.stderr
     for word in ("parameters", "embedding", "training", "FLOPs", "disk", "activations", "989"):
         assert word in done.stdout
     assert "\nhere " not in done.stdout
     assert sorted(path for path in world.rglob("*") if path.is_file()) == before
-    command += ["-S", "model.num_heads=3"]
-    failed = subprocess.run(
-        command,
-        cwd=world,
-        env=stage_environment(world),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    failed = planned(world, "--gpu-tflops", "989", "-S", "model.num_heads=3")
     assert failed.returncode == 2
     assert len(error_lines(failed.stderr)) == 1
     assert "model.d_model: 16 is not divisible by num_heads 3" in failed.stderr
@@ -291,13 +445,53 @@ def test_the_memory_is_what_training_then_uses(changes: dict[str, Any], tmp_path
     assert burst.peak_flops > 1e6
 
 
-def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(args, -9, "", "")
+def ends(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str) -> None:
+    """Every process that is run ends so."""
 
-    monkeypatch.setattr(subprocess, "run", killed)
+    def ended(args: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(args, code, "", stderr)
+
+    monkeypatch.setattr(subprocess, "run", ended)
+
+
+SHORT = "error: {}: out of memory: it asked for 9 GB (exit code 2)\n"
+BROKEN = "Traceback\nNameError: name 'memory' is not defined\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr"), [(-signal.SIGKILL, ""), (2, "a warning\n" + SHORT.format("burst"))]
+)
+def test_memory_that_is_not_there_is_told(
+    monkeypatch: pytest.MonkeyPatch, code: int, stderr: str
+) -> None:
+    ends(monkeypatch, code, stderr)
     with pytest.raises(SettingsError, match=r"does not fit.*stages\.train\.fit"):
         measure(tiny_params(), 300)
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "says"),
+    [
+        (1, BROKEN, "NameError"),
+        (2, "error: burst: train.lr: no memory of it (exit code 2)\n", "no memory of it"),
+        (-signal.SIGILL, "", "exit code -4"),
+    ],
+)
+def test_another_failure_of_the_burst_is_no_want_of_memory(
+    monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, says: str
+) -> None:
+    ends(monkeypatch, code, stderr)
+    with pytest.raises(SettingsError, match=rf"the measured burst failed.*{says}"):
+        measure(tiny_params(), 300)
+
+
+def test_fit_tells_want_of_memory_from_other_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for code, stderr in ((-signal.SIGKILL, ""), (2, SHORT.format("fit"))):
+        ends(monkeypatch, code, stderr)
+        assert attempt_apart(4) is None
+    ends(monkeypatch, 1, BROKEN)
+    with pytest.raises(SettingsError, match="the attempt failed: NameError"):
+        attempt_apart(4)
 
 
 def test_the_estimate_matches_the_largest_real_tensors() -> None:
