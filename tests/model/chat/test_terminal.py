@@ -114,11 +114,14 @@ def test_a_conversation_on_a_terminal(folder: Path, tmp_path: Path) -> None:
         session.expect("Fine, thanks")
         session.expect("> ")
         # At the prompt Ctrl-C throws the line away, a second one leaves.
-        session.press("not said")
         # Once the line is being read: a signal just before waits for the next key (CPython).
+        session.press("not said")
         session.expect("not said")
         session.press(CTRL_C)
         session.expect("Ctrl-C again or Ctrl-D leaves")
+        session.expect("> ")
+        session.press("nor this")
+        session.expect("nor this")
         session.press(CTRL_C)
         assert session.end() == 0
     messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
