@@ -97,6 +97,11 @@ def was_out_of_memory(stage: str, code: int, stderr: str) -> bool:
     )
 
 
+def last_line(code: int, stderr: str) -> str:
+    """The line that tells why a process failed: its last, or its exit code if it said nothing."""
+    return (stderr.strip().splitlines() or [f"exit code {code}"])[-1]
+
+
 class _Terminated(BaseException):
     """SIGTERM, raised in the main thread so that ``finally`` blocks clean up."""
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.corpus import Ids, Roles
-from stages.errors import SettingsError, run, was_out_of_memory
+from stages.errors import SettingsError, last_line, run, was_out_of_memory
 from stages.plan.settings import CONTROL_IDS, settle
 
 NAME = "burst"
@@ -58,7 +58,7 @@ def measure(values: dict[str, Any], vocab_size: int) -> Burst:
             "a step of these settings does not fit this machine's memory: "
             "`python -m stages.train.fit` finds a train.micro_batch_size that does"
         )
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    last = last_line(done.returncode, done.stderr)
     raise SettingsError(f"the measured burst failed (--no-measure leaves it out): {last}")
 
 

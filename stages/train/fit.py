@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from stages.corpus import read_manifest
-from stages.errors import SettingsError, run, was_out_of_memory
+from stages.errors import SettingsError, last_line, run, was_out_of_memory
 from stages.params import read
 from stages.runtime import RuntimeParams, check_device, peak_memory_mib, start_torch
 from stages.train.params import ModelParams, Seed, TrainParams
@@ -68,8 +68,7 @@ def attempt_apart(size: int) -> dict[str, Any] | None:
         return result
     if was_out_of_memory(NAME, done.returncode, done.stderr):
         return None
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    raise SettingsError(f"the attempt failed: {last}")
+    raise SettingsError(f"the attempt failed: {last_line(done.returncode, done.stderr)}")
 
 
 def attempt(size: int) -> None:
