@@ -39,6 +39,12 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal
     )
 
 
+def document_mask(documents: Tensor) -> Tensor:
+    """What ``fused_attention`` takes for ``documents`` (batch, length): up to a query's own place,
+    the keys of its own document."""
+    return (documents.unsqueeze(-1) == documents.unsqueeze(-2)).tril().unsqueeze(1)
+
+
 class Linear(nn.Linear):
     """A product in the dtype of its input."""
 
@@ -120,6 +126,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.document_mask = document_mask  # what the blocks' `attend` takes
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
@@ -170,7 +177,7 @@ class Transformer(nn.Module):
             # Query i stands at position past + i and sees the keys up to there.
             mask = torch.ones(length, past + length, dtype=torch.bool, device=ids.device).tril(past)
         if documents is not None:
-            mask = (documents.unsqueeze(-1) == documents.unsqueeze(-2)).tril().unsqueeze(1)
+            mask = self.document_mask(documents)
         x = self.embedding(ids)
         x = self.dropout(x if dtype is None else x.to(dtype))
         for block in self.blocks:

@@ -10,7 +10,7 @@ import torch
 
 from model.transformer import Attention
 from stages.errors import SettingsError
-from stages.train.attention import chunked_attention
+from stages.train.attention import chunked_attention, document_starts
 from stages.train.loss import TrainingLoss, piece_loss
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -73,6 +73,7 @@ def compile_network(network: TrainingLoss, by_block: bool) -> None:
     """
     model = network.model
     if model.embedding.weight.device.type == "cpu":
+        model.document_mask = document_starts
         for module in model.modules():
             if isinstance(module, Attention):
                 module.attend = chunked_attention
