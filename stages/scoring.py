@@ -54,14 +54,16 @@ class Window:
 
 
 def read_window(stream: TokenStream, start: int, seq_len: int) -> Window:
-    """The window whose first input is token ``start``: at most ``seq_len`` inputs and labels.
-
-    Labels are IGNORED where the token is ``<|bos|>``.
-    """
+    """The window whose first input is token ``start``: at most ``seq_len`` inputs and labels."""
     tokens = stream.read(start, min(start + seq_len + 1, len(stream)))
     labels = tokens[1:]
     assistant = stream.assistant_mask(start + 1, labels)
-    return Window(tokens[:-1], np.where(labels == stream.roles.bos, IGNORED, labels), assistant)
+    return Window(tokens[:-1], to_predict(labels, stream.roles.bos), assistant)
+
+
+def to_predict(tokens: Ids, bos: int) -> Ids:
+    """``tokens`` as labels: IGNORED where they are ``bos``, the id of ``<|bos|>``."""
+    return np.where(tokens == bos, IGNORED, tokens)
 
 
 def spans(stream: TokenStream, seq_len: int, limit: int | None = None) -> list[tuple[int, int]]:

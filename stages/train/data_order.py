@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.corpus import TokenStream
-from stages.scoring import IGNORED, document_numbers, read_window
+from stages.scoring import IGNORED, document_numbers, to_predict
 
 LINES_SHOWN = 20
 
@@ -108,13 +108,14 @@ class DataOrder:
     def batch(self, step: int, first: int = 0, count: int | None = None) -> Batch:
         """The sequences of ``step`` (default: all; else ``count`` from place ``first`` on)."""
         starts = self.starts(step)[first:][:count]
-        shape = (len(starts), self.seq_len)
-        inputs, labels = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        tokens = np.empty((len(starts), self.seq_len + 1), np.int64)
         for row, start in enumerate(starts):
-            window = read_window(self.stream, start, self.seq_len)
-            inputs[row], labels[row] = window.inputs, window.labels
-            if self.assistant_only:
-                labels[row][~window.assistant] = IGNORED
+            tokens[row] = self.stream.read(start, start + self.seq_len + 1)
+        inputs, labels = tokens[:, :-1].copy(), to_predict(tokens[:, 1:], self.stream.roles.bos)
+        if self.assistant_only:
+            for row, start in enumerate(starts):
+                assistant = self.stream.assistant_mask(start + 1, tokens[row, 1:])
+                labels[row][~assistant] = IGNORED
         documents = document_numbers(inputs, self.stream.roles.bos) if self.document_mask else None
         return Batch(
             torch.from_numpy(inputs),
