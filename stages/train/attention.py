@@ -16,41 +16,51 @@ from torch import Tensor
 LEAST_CHUNK, CHUNKS = 128, 4
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, first: int, count: int) -> Tensor:
+def document_starts(documents: Tensor) -> Tensor:
+    """Where the document of each token begins, int32, from its number; both (batch, length).
+
+    Numbers must not fall within a sequence. Beside a mask of every query and key, nothing to read.
+    """
+    return torch.searchsorted(documents, documents, out_int32=True)
+
+
+def _scores(q: Tensor, k: Tensor, starts: Tensor | None, first: int, count: int) -> Tensor:
     """Scaled scores in float32, (groups, queries, keys); -inf where a query must not look.
 
     ``q`` holds, for each group, ``count`` queries of each of its heads, from position ``first`` on;
     ``k`` the keys up to the last of them.
     """
     scores = torch.bmm(q, k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
-    return torch.where(_allowed(q, k, mask, first, count), scores, float("-inf"))
+    return torch.where(_allowed(q, k, starts, first, count), scores, float("-inf"))
 
 
-def _scores_by_key(q: Tensor, k: Tensor, mask: Tensor | None, first: int, count: int) -> Tensor:
+def _scores_by_key(q: Tensor, k: Tensor, starts: Tensor | None, first: int, count: int) -> Tensor:
     """The same as (groups, keys, queries).
 
     The backward pass wants them so. Besides, a compiler that saw the forward pass's product again
     would keep it in memory from there.
     """
     scores = torch.bmm(k, q.transpose(1, 2)).float() * q.shape[-1] ** -0.5
-    allowed = _allowed(q, k, mask, first, count).transpose(1, 2)
+    allowed = _allowed(q, k, starts, first, count).transpose(1, 2)
     return torch.where(allowed, scores, float("-inf"))
 
 
-def _allowed(q: Tensor, k: Tensor, mask: Tensor | None, first: int, count: int) -> Tensor:
+def _allowed(q: Tensor, k: Tensor, starts: Tensor | None, first: int, count: int) -> Tensor:
     """Which keys each query of ``_scores`` may look at: (groups or 1, queries, keys)."""
-    if mask is None:
-        query = torch.arange(q.shape[1], device=q.device) % count + first
-        return (torch.arange(k.shape[1], device=q.device) <= query.unsqueeze(1)).unsqueeze(0)
-    groups, heads = q.shape[0] // mask.shape[0], q.shape[1] // count
-    allowed = mask[:, :, first : first + count, : k.shape[1]]
-    shape = (q.shape[0], q.shape[1], k.shape[1])
-    return allowed.expand(-1, groups * heads, -1, -1).reshape(shape)
+    query = torch.arange(first, first + count, device=q.device, dtype=torch.int32).unsqueeze(1)
+    key = torch.arange(k.shape[1], device=q.device, dtype=torch.int32)
+    allowed = (key <= query).unsqueeze(0)
+    groups, heads = 1, q.shape[1] // count
+    if starts is not None:
+        allowed = allowed & (key >= starts[:, first : first + count].unsqueeze(2))
+        groups = q.shape[0] // starts.shape[0]
+    # Alike for the groups of a sequence and the heads of a group.
+    return allowed[:, None, None].expand(-1, groups, heads, -1, -1).flatten(0, 1).flatten(1, 2)
 
 
 class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
         batch, heads, length, width = q.shape
         groups, shared = batch * k.shape[1], heads // k.shape[1]
         q = q.reshape(groups, shared, length, width)
@@ -59,7 +69,7 @@ class _ChunkedAttention(torch.autograd.Function):
         for first, last in _chunks(length):
             count = last - first
             part = q[:, :, first:last].reshape(groups, shared * count, width)
-            scores = _scores(part, k[:, :last], mask, first, count)
+            scores = _scores(part, k[:, :last], starts, first, count)
             largest = scores.amax(-1, keepdim=True)
             exponentials = (scores - largest).exp()
             total = exponentials.sum(-1, keepdim=True)
@@ -67,12 +77,12 @@ class _ChunkedAttention(torch.autograd.Function):
             outputs.append(output.to(q.dtype).view(groups, shared, count, width))
             sums.append((largest + total.log()).view(groups, shared, count, 1))
         output, log_sums = torch.cat(outputs, 2), torch.cat(sums, 2)
-        ctx.save_for_backward(q, k, v, mask, output, log_sums)
+        ctx.save_for_backward(q, k, v, starts, output, log_sums)
         return output.view(batch, heads, length, width)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, mask, output, log_sums = ctx.saved_tensors
+        q, k, v, starts, output, log_sums = ctx.saved_tensors
         (grad,) = grads
         batch, (groups, shared, length, width) = grad.shape[0], q.shape
         grad = grad.reshape(q.shape)
@@ -87,7 +97,7 @@ class _ChunkedAttention(torch.autograd.Function):
             part, part_grad, part_log_sums, part_row_sums = (
                 tensor[:, :, first:last].reshape(rows) for tensor in (q, grad, log_sums, row_sums)
             )
-            scores = _scores_by_key(part, k[:, :last], mask, first, count)
+            scores = _scores_by_key(part, k[:, :last], starts, first, count)
             softmax = (scores - part_log_sums.transpose(1, 2)).exp()
             softmax_grad = torch.bmm(v[:, :last], part_grad.transpose(1, 2)).float()
             scores_grad = softmax * (softmax_grad - part_row_sums.transpose(1, 2)) * width**-0.5
@@ -111,9 +121,9 @@ def _chunks(length: int) -> list[tuple[int, int]]:
 
 
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """As ``model.transformer.fused_attention``, for as many keys as queries.
+    """As ``model.transformer.fused_attention``, causal, for as many keys as queries.
 
-    Every query must see a key. Memory is that of a quarter of the scores.
+    ``mask`` is ``document_starts``. Memory is that of a quarter of the scores.
     """
     assert causal or mask is not None
     assert q.shape[2] == k.shape[2]

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.transformer import Attend, fused_attention
+from model.transformer import Attend, document_mask, fused_attention
 from stages.train import attention
-from stages.train.attention import chunked_attention
+from stages.train.attention import chunked_attention, document_starts
 
 
 def make_inputs(
@@ -21,12 +21,11 @@ def make_inputs(
     return q, k, v, grad
 
 
-def document_mask(batch: int, length: int, seed: int) -> Tensor:
-    """Documents of random lengths, other ones in each sequence."""
+def random_documents(batch: int, length: int, seed: int) -> Tensor:
+    """Documents of random lengths, other ones in each sequence, by their numbers."""
     generator = torch.Generator().manual_seed(seed)
     begins = torch.rand(batch, length, generator=generator) < 0.15
-    numbers = begins.cumsum(1)
-    return (numbers.unsqueeze(-1) == numbers.unsqueeze(-2)).tril().unsqueeze(1)
+    return begins.cumsum(1)
 
 
 def forward_and_backward(
@@ -36,6 +35,20 @@ def forward_and_backward(
     q, k, v = (tensor.clone().requires_grad_() for tensor in inputs[:3])
     output = attend(q, k, v, mask, mask is None)
     return [output.detach(), *torch.autograd.grad(output, (q, k, v), inputs[3])]
+
+
+def fused(inputs: tuple[Tensor, Tensor, Tensor, Tensor], documents: Tensor | None) -> list[Tensor]:
+    """The same by torch's kernel."""
+    mask = None if documents is None else document_mask(documents)
+    return forward_and_backward(fused_attention, inputs, mask)
+
+
+def chunked(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], documents: Tensor | None
+) -> list[Tensor]:
+    """The same in chunks."""
+    mask = None if documents is None else document_starts(documents)
+    return forward_and_backward(chunked_attention, inputs, mask)
 
 
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 2), (4, 1)]
@@ -61,11 +74,11 @@ def test_output_and_gradients_are_those_of_the_fused_kernel(
     seed: int,
 ) -> None:
     inputs = make_inputs(batch, *heads, length, width, torch.float32, seed)
-    mask = document_mask(batch, length, seed) if masked else None
-    expected = forward_and_backward(fused_attention, inputs, mask)
+    documents = random_documents(batch, length, seed) if masked else None
+    expected = fused(inputs, documents)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "LEAST_CHUNK", chunk)
-        given_ = forward_and_backward(chunked_attention, inputs, mask)
+        given_ = chunked(inputs, documents)
     for ours, theirs in zip(given_, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
@@ -74,11 +87,9 @@ def test_output_and_gradients_are_those_of_the_fused_kernel(
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 256, 300, 515])
 def test_lengths_about_the_borders_of_real_chunks(length: int, masked: bool) -> None:
     inputs = make_inputs(2, 4, 2, length, 16, torch.float32, length)
-    mask = document_mask(2, length, 1) if masked else None
-    expected = forward_and_backward(fused_attention, inputs, mask)
-    for ours, theirs in zip(
-        forward_and_backward(chunked_attention, inputs, mask), expected, strict=True
-    ):
+    documents = random_documents(2, length, 1) if masked else None
+    expected = fused(inputs, documents)
+    for ours, theirs in zip(chunked(inputs, documents), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
@@ -89,10 +100,10 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel(
 ) -> None:
     inputs = make_inputs(2, *heads, 200, 32, torch.bfloat16, 3)
     q, k, v, grad = (tensor.float() for tensor in inputs)
-    mask = document_mask(2, 200, 1) if masked else None
-    exact = forward_and_backward(fused_attention, (q, k, v, grad), mask)
-    ours = forward_and_backward(chunked_attention, inputs, mask)
-    theirs = forward_and_backward(fused_attention, inputs, mask)
+    documents = random_documents(2, 200, 1) if masked else None
+    exact = fused((q, k, v, grad), documents)
+    ours = chunked(inputs, documents)
+    theirs = fused(inputs, documents)
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         error, allowed = ((one.float() - truth).norm() / truth.norm() for one in (mine, other))
@@ -104,9 +115,9 @@ def test_large_scores_lose_no_more_than_in_the_fused_kernel() -> None:
     q, k, v, grad = make_inputs(1, 2, 1, 40, 8, torch.float32, 0)
     inputs = (q * 100, k * 100, v, grad)
     doubles = (inputs[0].double(), inputs[1].double(), v.double(), grad.double())
-    exact = forward_and_backward(fused_attention, doubles, None)
-    ours = forward_and_backward(chunked_attention, inputs, None)
-    theirs = forward_and_backward(fused_attention, inputs, None)
+    exact = fused(doubles, None)
+    ours = chunked(inputs, None)
+    theirs = fused(inputs, None)
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
         error, allowed = ((one.double() - truth).norm() / truth.norm() for one in (mine, other))
         assert error < 3 * allowed + 1e-6
@@ -119,6 +130,11 @@ def test_chunks_are_neighbours_and_few(length: int) -> None:
     assert chunks[-1][1] == length
     assert len(chunks) <= attention.CHUNKS
     assert all(first < last for first, last in chunks)
+
+
+def test_documents_are_known_by_where_they_begin() -> None:
+    numbers = torch.tensor([[0, 0, 1, 1, 1, 2], [3, 4, 5, 5, 5, 5]])
+    assert document_starts(numbers).tolist() == [[0, 0, 2, 2, 2, 5], [0, 1, 2, 2, 2, 2]]
 
 
 def test_what_it_cannot_do_is_refused() -> None:

@@ -65,8 +65,7 @@ def test_losses_and_gradients_are_those_of_torchs_kernels_and_it_compiles_once(
     nats = network(*given[0], per_token=True).detach()
 
     model, attention = network.model, FlexibleAttention(LENGTH, "cpu", by_block)
-    attend_by(model, attention)
-    model.document_mask = attention.document_mask
+    attend_by(model, attention, attention.document_mask)
     checkpoint_activations(model, how)
     if by_block:
         attention.create = traced(create_block_mask)
