@@ -11,7 +11,7 @@ are used, so that training keeps them in float32 without autocast's cost for eac
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from model.cache import KVCache
 
 Rotation = tuple[Tensor, Tensor]
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+# (q, k, v, mask, causal) -> y; the mask is what a DocumentMask makes of documents, or None.
+Attend = Callable[[Tensor, Tensor, Tensor, Any, bool], Tensor]
+DocumentMask = Callable[[Tensor], Any]
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -34,6 +36,10 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal
     head_dim), the result is like ``q``. A query sees the keys that ``mask`` (batch or 1, 1,
     queries, keys) marks; without one all, or, if ``causal``, those up to its own place.
     """
+    if mask is not None and q.device.type == "cuda":
+        # A GPU's kernels take a mask or grouped heads: with both, torch would make all scores.
+        shared = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -75,9 +81,7 @@ class Attention(nn.Module):
         self.q_norm = norm(self.head_dim, eps=config.norm_eps)
         self.k_norm = norm(self.head_dim, eps=config.norm_eps)
 
-    def forward(
-        self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: "KVCache | None"
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Any, cache: "KVCache | None") -> Tensor:
         batch, length, _ = x.shape
         heads = self.qkv(x).view(batch, length, self.num_heads + 2 * self.kv_heads, self.head_dim)
         q, k, v = heads.transpose(1, 2).split([self.num_heads, self.kv_heads, self.kv_heads], dim=1)
@@ -113,9 +117,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: "KVCache | None"
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Any, cache: "KVCache | None") -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
@@ -126,7 +128,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.document_mask = document_mask  # what the blocks' `attend` takes
+        self.document_mask: DocumentMask = document_mask  # what the blocks' `attend` takes
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))

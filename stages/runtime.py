@@ -51,14 +51,15 @@ def start_torch(params: RuntimeParams) -> "torch.device":
         torch.set_num_threads(params.threads)
     elif local > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // local))
-    # An operation without a deterministic form warns; none that is used here lacks one.
-    torch.use_deterministic_algorithms(True, warn_only=True)
     # What is read before it was written would differ from run to run; filling costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     check_device(params)
     name = params.device
     if name == "auto":
         name = next(name for name in ("cuda", "mps", "cpu") if _there(name))
+    # An operation without a deterministic form warns; none that is used here lacks one. On a GPU
+    # the kernels of attention repeat their gradients only where it would be an error instead.
+    torch.use_deterministic_algorithms(True, warn_only=name != "cuda")
     if name == "cuda" and launched():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return torch.device("cuda", torch.cuda.current_device())

@@ -63,3 +63,14 @@ def test_results_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     start_torch(runtime())
     assert torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+
+
+def test_on_a_gpu_what_does_not_repeat_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to warn alone, torch leaves attention there with gradients that differ from run to
+    run."""
+    start_torch(runtime())
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    monkeypatch.setattr("stages.runtime._there", lambda name: True)
+    assert start_torch(runtime(device="cuda")).type == "cuda"
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()

@@ -199,7 +199,8 @@ def main() -> None:
     config = settings.config(plan.data.vocab_size)
     processes = chosen.gpus or settings.runtime.processes
     settings.train.check_processes(processes, settings.runtime.parallel)
-    memory = estimate(config, settings.train, settings.runtime, dtype, processes)
+    kind = "cuda" if on_gpu else device.type
+    memory = estimate(config, settings.train, settings.runtime, dtype, processes, kind)
     show_memory(memory, str(dtype).removeprefix("torch."), processes, settings.runtime)
     if not chosen.no_measure:
         there = memory_bytes(settings.runtime)

@@ -9,7 +9,7 @@ process group stands for the others.
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 from unittest.mock import patch
@@ -24,8 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.config import ModelConfig
+from model.transformer import RMSNorm
 from stages.plan.sizes import FLOAT
 from stages.scoring import LOGITS_PER_BATCH
+from stages.train import loss, muon
 from stages.train import processes as spreading
 from stages.train.data_order import Batch
 from stages.train.engine import build
@@ -35,6 +37,8 @@ from stages.train.precision import Precision
 from stages.train.processes import Processes
 
 BFLOAT = 2
+# What cuBLAS takes for itself (an H100, with the workspace that stages.runtime asks for).
+LIBRARIES = {"cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Memory:
     """Bytes: what stays, and the most that comes on top.
 
     ``activations`` and ``stepping`` are beside the gradients: in the passes of an update and in the
-    optimiser's step.
+    optimiser's step. ``libraries`` is what those of a GPU take for themselves.
     """
 
     weights: int
@@ -51,12 +55,13 @@ class Memory:
     activations: int
     stepping: int
     validation: int
+    libraries: int
 
     @property
     def peak(self) -> int:
         """The most that is alive on the device."""
         update = self.gradients + max(self.activations, self.stepping)
-        return self.weights + self.optimizer + max(update, self.validation)
+        return self.weights + self.optimizer + max(update, self.validation) + self.libraries
 
 
 class _Alive(TorchDispatchMode):
@@ -116,6 +121,36 @@ class _Alive(TorchDispatchMode):
         self.now -= self._known.pop(address)
 
 
+class _NormOfGpu(torch.autograd.Function):
+    """What a GPU's kernel of RMSNorm keeps: its input, and a float32 for each row of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+@contextmanager
+def _as_on(kind: str) -> Iterator[None]:
+    """Fake tensors are on a CPU: what else a GPU does to them is put in its place."""
+    with ExitStack() as stack:
+        for sizes in (loss.LOGITS_PER_PIECE, muon.TOGETHER):
+            stack.enter_context(patch.dict(sizes, cpu=sizes.get(kind, sizes["cpu"])))
+        if kind == "cuda":
+
+            def norm(module: RMSNorm, x: Tensor) -> Tensor:
+                result: Tensor = _NormOfGpu.apply(x, module.weight.to(x.dtype))
+                return result
+
+            stack.enter_context(patch.object(RMSNorm, "forward", norm))
+        yield
+
+
 @contextmanager
 def _first_of(processes: int) -> Iterator[Processes]:
     """The first of so many processes, the others of which are not there."""
@@ -135,11 +170,16 @@ def _first_of(processes: int) -> Iterator[Processes]:
 
 
 def estimate(
-    config: ModelConfig, train: TrainParams, runtime: Any, dtype: torch.dtype, processes: int
+    config: ModelConfig,
+    train: TrainParams,
+    runtime: Any,
+    dtype: torch.dtype,
+    processes: int,
+    kind: str = "cpu",
 ) -> Memory:
     """What one of ``processes`` holds of ``train`` with products in ``dtype``, uncompiled.
 
-    Raises SettingsError for settings that don't go together.
+    ``kind`` is that of the device. Raises SettingsError for settings that don't go together.
     """
     names: dict[torch.dtype, Any] = {torch.float32: False, torch.bfloat16: "bf16"}
     sharded = processes > 1 and runtime.parallel == "fsdp"
@@ -159,7 +199,7 @@ def estimate(
     passes = min(2, train.sequences_per_process(processes) // rows)
     alive = _Alive()
     # DDP's gradients lie in its buckets: a process needs as much as one alone.
-    with _first_of(processes if sharded else 1) as first, FakeTensorMode(), alive:
+    with _first_of(processes if sharded else 1) as first, FakeTensorMode(), alive, _as_on(kind):
         engine = build(config, plain, runtime, 0, device, first, Meter(device))
         network = engine.spread_network
         weights = FLOAT * sum(_local(weight).numel() for weight in engine.model.parameters())
@@ -194,6 +234,7 @@ def estimate(
         activations=in_passes - weights - copies,
         stepping=in_step - weights,
         validation=validation,
+        libraries=LIBRARIES.get(kind, 0),
     )
 
 

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._higher_order_ops.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from model.transformer import Transformer
@@ -15,6 +16,7 @@ KEPT = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    flex_attention,
 ]
 
 

@@ -2,15 +2,19 @@
 
 import getpass
 import os
+import shutil
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from model.transformer import Attention
+from model.transformer import Attend, Attention, DocumentMask, Transformer
 from stages.errors import SettingsError
 from stages.train.attention import chunked_attention, document_starts
+from stages.train.flex import FlexibleAttention, serves
 from stages.train.loss import TrainingLoss, piece_loss
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -33,6 +37,10 @@ def check_compiler(device: torch.device) -> None:
 
         if not has_triton():
             problem = "triton (pip install triton) and a GPU that it knows"
+        elif "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+            problem = "a C compiler, which triton calls (Debian and Ubuntu: apt install gcc)"
+        elif not Path(sysconfig.get_path("include"), "Python.h").is_file():
+            problem = "Python's headers, which triton needs (apt install python3-dev)"
     if problem:
         raise SettingsError(
             f"train.compile: this machine lacks {problem}: install it, or set it to false"
@@ -72,15 +80,34 @@ def compile_network(network: TrainingLoss, by_block: bool) -> None:
     saving use the network as it was.
     """
     model = network.model
-    if model.embedding.weight.device.type == "cpu":
-        model.document_mask = document_starts
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.attend = chunked_attention
+    options: dict[str, Any] = {}
+    kind = model.embedding.weight.device.type
+    if kind == "cpu":
+        attend_by(model, chunked_attention, document_starts)
+    elif kind == "cuda":
+        # Else it would choose among kernels by how long each takes, and they round differently.
+        options = {"deterministic": True}
+        if serves(model.config.head_dim):
+            attention = FlexibleAttention(
+                model.config.seq_len, model.embedding.weight.device, by_block
+            )
+            attend_by(model, attention, attention.document_mask)
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
     if by_block:
         for block in model.blocks:
             # `forward` and not the call, so that hooks of FSDP stay outside.
-            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+            block.forward = compiled(block.forward)
     else:
-        network.features = torch.compile(model.features, fullgraph=True, dynamic=False)
-    network.piece = torch.compile(piece_loss, fullgraph=True, dynamic=False)
+        network.features = compiled(model.features)
+    network.piece = compiled(piece_loss)
+
+
+def attend_by(model: Transformer, attend: Attend, document_mask: DocumentMask) -> None:
+    """Has all blocks of ``model`` attend so, given what ``document_mask`` makes of documents."""
+    model.document_mask = document_mask
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = attend

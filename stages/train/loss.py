@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from model.transformer import Transformer
 from stages.scoring import IGNORED, token_nats
 
-LOGITS_PER_PIECE = 2**22  # 16 MiB in float32
+# On a CPU a piece stays in the caches (16 MiB in float32); a GPU must have enough to do at once.
+LOGITS_PER_PIECE = {"cpu": 2**22, "cuda": 2**27}
 # A piece has at least this many tokens, so that its products are worth their overhead.
 TOKENS_PER_PIECE = 512
 
@@ -50,9 +51,10 @@ def piece_loss(
     return nats, grad @ head
 
 
-def _rows_per_piece(tokens: int, vocab_size: int) -> int:
+def _rows_per_piece(tokens: int, vocab_size: int, device: str) -> int:
     """Tokens of a piece: all pieces have as many if they can, so that one compilation serves."""
-    most = max(TOKENS_PER_PIECE, LOGITS_PER_PIECE // vocab_size)
+    logits = LOGITS_PER_PIECE.get(device, LOGITS_PER_PIECE["cpu"])
+    most = max(TOKENS_PER_PIECE, logits // vocab_size)
     fewest = -(-tokens // most)
     for pieces in range(fewest, 2 * fewest + 1):
         if tokens % pieces == 0:
@@ -70,7 +72,7 @@ class _HeadLoss(torch.autograd.Function):
         piece: PieceLoss,
     ) -> Tensor:
         tokens, vocab_size = len(hidden), len(weight)
-        rows = _rows_per_piece(tokens, vocab_size)
+        rows = _rows_per_piece(tokens, vocab_size, hidden.device.type)
         head = weight.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)

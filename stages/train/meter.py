@@ -11,6 +11,8 @@ from stages.train.precision import Precision
 # Dense peak in FLOP/s of bfloat16 with float32 sums, from the makers' data sheets.
 GPU_PEAKS = {
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,

@@ -25,7 +25,8 @@ COEFFICIENTS = (
 )
 MARGIN = 1.02  # bfloat16 can round a largest singular value of 1 up
 RMS = 0.2  # of a step at learning rate 1: AdamW's, as measured by Liu et al.
-TOGETHER = 2**24  # elements of parameters of one shape that are computed at once
+# Elements of parameters of one shape that are computed at once. A GPU waits for each call.
+TOGETHER = {"cpu": 2**24, "cuda": 2**26}
 EPSILON = 1e-8
 
 
@@ -66,9 +67,15 @@ class Muon(Optimizer):
 
     def _step(self, members: Sequence[Tensor], group: dict[str, Any]) -> None:
         """A step for parameters of one shape."""
-        states = [self._momentum(parameter, group["momentum"]) for parameter in members]
-        updates = torch.stack([_whole(update) for update, _ in states])
-        moments = torch.stack([_whole(moment) for _, moment in states])
+        gradients, buffers, kept = self._states(members)
+        # Lists at a time: on a GPU each call for one tensor costs more than its work.
+        torch._foreach_lerp_(_locals(buffers), _locals(gradients), 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(_locals(gradients), _locals(buffers), group["momentum"])
+        updates = torch.stack(
+            [_whole(_like(*pair)) for pair in zip(nesterov, gradients, strict=True)]
+        )
+        del nesterov  # as large as what it has become
+        moments = torch.stack([_whole(moment) for moment in kept])
         for rows in _alike(group["parts"] or (updates.size(1),)):
             # (parameters x parts of these rows, rows, columns)
             step = orthogonal(torch.cat([updates[:, part] for part in rows])).float()
@@ -79,22 +86,24 @@ class Muon(Optimizer):
             for i, part in enumerate(rows):
                 of_part = slice(i * len(members), (i + 1) * len(members))
                 updates[:, part], moments[:, part] = step[of_part], moment[of_part]
-        for parameter, (_, kept), step, moment in zip(
-            members, states, updates, moments, strict=True
-        ):
-            kept.copy_(_spread_as(moment, kept))
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(_spread_as(step, parameter), alpha=group["lr"])
+        weights = _locals(members)
+        torch._foreach_copy_(_locals(kept), _locals(map(_spread_as, moments, kept)))
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(weights, _locals(map(_spread_as, updates, members)), alpha=group["lr"])
 
-    def _momentum(self, parameter: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
-        """The update by Nesterov's momentum, and the neurons' mean squares so far."""
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-            state["second_moment"] = torch.zeros_like(gradient[:, :1])
-        buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        return gradient.lerp(buffer, momentum), state["second_moment"]
+    def _states(self, members: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Gradients, their momentum, and the neurons' mean squares so far."""
+        gradients, buffers, moments = [], [], []
+        for parameter in members:
+            gradient, state = parameter.grad, self.state[parameter]
+            assert gradient is not None
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+                state["second_moment"] = torch.zeros_like(gradient[:, :1])
+            gradients.append(gradient)
+            buffers.append(state["momentum_buffer"])
+            moments.append(state["second_moment"])
+        return gradients, buffers, moments
 
 
 def _stacks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -104,7 +113,8 @@ def _stacks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     for parameter in parameters:
         alike[parameter.shape].append(parameter)
     for shape, members in alike.items():
-        count = max(1, TOGETHER // shape.numel())
+        together = TOGETHER.get(members[0].device.type, TOGETHER["cpu"])
+        count = max(1, together // shape.numel())
         for first in range(0, len(members), count):
             yield members[first : first + count]
 
@@ -130,13 +140,27 @@ def orthogonal(matrices: Tensor) -> Tensor:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * MARGIN + EPSILON)
     for a, b, c in COEFFICIENTS:
-        square = x @ x.mT
+        square = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _locals(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process holds of each."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def _like(local: Tensor, other: Tensor) -> Tensor:
+    """``local`` as this process's part of a tensor laid out as ``other``."""
+    if not isinstance(other, DTensor):
+        return local
+    return DTensor.from_local(
+        local, other.device_mesh, other.placements, shape=other.shape, stride=other.stride()
+    )
 
 
 def _spread_as(whole: Tensor, like: Tensor) -> Tensor:

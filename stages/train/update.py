@@ -134,8 +134,7 @@ class Updater:
             self.processes.total(squares)
         norm = math.sqrt(squares[0]) if squares[0] >= 0 else math.nan
         if self.grad_clip and norm > self.grad_clip:
-            for gradient in gradients:
-                gradient.mul_(self.grad_clip / norm)
+            torch._foreach_mul_(gradients, self.grad_clip / norm)
         return norm
 
 
@@ -153,7 +152,7 @@ def global_norm(tensors: Sequence[Tensor]) -> float:
         pieces = (piece.double() for t in tensors for piece in t.flatten().split(NORM_PIECE))
         return math.sqrt(float(torch.stack([torch.dot(piece, piece) for piece in pieces]).sum()))
     dtype = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    norms = [torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in tensors]
+    norms = torch._foreach_norm(list(tensors), 2, dtype=dtype)
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 

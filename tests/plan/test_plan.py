@@ -1,5 +1,6 @@
 """The plan says before a run what the run then takes."""
 
+import copy
 import json
 import math
 import re
@@ -28,6 +29,7 @@ from stages.plan.memory import Memory, estimate
 from stages.plan.settings import overridden, settle
 from stages.plan.sizes import optimizer_bytes, parameters
 from stages.runtime import RuntimeParams
+from stages.train import loss, muon
 from stages.train.fit import attempt_apart
 from stages.train.optimizer import OPTIMIZERS, make_optimizers
 from tests.builders import (
@@ -184,6 +186,48 @@ def test_no_contents_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = RuntimeParams(**tiny_params()["runtime"])
     memory = estimate(config, train_params(batch_size=64), runtime, torch.bfloat16, 1)
     assert memory.peak > 16 * config.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("measured", "config", "changes"),
+    [
+        (247, ModelConfig(4096, 128, 3, 2, 1, 384, 256), {"optimizer": "muon"}),
+        (
+            214,
+            ModelConfig(4096, 128, 3, 2, 1, 384, 256),
+            {"optimizer": "muon", "activation_checkpointing": "selective"},
+        ),
+        (
+            159,
+            ModelConfig(4096, 128, 3, 2, 1, 384, 256),
+            {"optimizer": "muon", "micro_batch_size": 4},
+        ),
+        (7108, ModelConfig(4096, 768, 12, 12, 4, 2048, 1024), {"optimizer": "muon"}),
+        (7015, ModelConfig(4096, 768, 12, 12, 4, 2048, 1024), {"document_mask": False}),
+        (
+            2437,
+            ModelConfig(4096, 768, 12, 12, 4, 2048, 1024),
+            {
+                "optimizer": "muon",
+                "batch_size": 32,
+                "document_mask": False,
+                "activation_checkpointing": "full",
+            },
+        ),
+        (6784, ModelConfig(16384, 512, 8, 8, 2, 1408, 1024), {"batch_size": 32}),
+    ],
+)
+def test_a_gpu_takes_what_was_measured_there(
+    measured: int, config: ModelConfig, changes: dict[str, Any]
+) -> None:
+    """MiB that training took of an H100, uncompiled in bfloat16 (torch 2.11)."""
+    usual = {"batch_size": 16, "grad_accum_steps": 1, "document_mask": True}
+    train = train_params(**{**usual, **changes, "eval_tokens": 32_768})
+    runtime = RuntimeParams(**tiny_params()["runtime"])
+    sizes = copy.deepcopy([loss.LOGITS_PER_PIECE, muon.TOGETHER])
+    peak = estimate(config, train, runtime, torch.bfloat16, 1, "cuda").peak
+    assert peak / 2**20 == pytest.approx(measured, rel=0.05)
+    assert sizes == [loss.LOGITS_PER_PIECE, muon.TOGETHER]
 
 
 def test_steps_and_epochs_are_those_of_training(

@@ -171,6 +171,26 @@ def test_a_path_with_a_space_that_the_compiler_does_not_take_is_named(
         check_compiler(torch.device("cpu"))
 
 
+@pytest.mark.parametrize("lacks", ["a C compiler", "Python's headers"])
+def test_on_a_gpu_what_triton_needs_is_looked_for(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    headers = tmp_path / "Python.h"
+    headers.touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    check_compiler(gpu)
+    if lacks == "a C compiler":
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    else:
+        headers.unlink()
+    with pytest.raises(SettingsError, match=rf"train\.compile: this machine lacks {lacks}"):
+        check_compiler(gpu)
+
+
 def test_a_machine_without_a_compiler_is_told_in_one_line_before_training(
     data: Path, tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ def reference(
 def test_loss_and_gradients_are_those_of_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, rows_per_piece: int, ignored: list[int], scale: float
 ) -> None:
-    monkeypatch.setattr(loss, "LOGITS_PER_PIECE", rows_per_piece * VOCAB)
+    monkeypatch.setattr(loss, "LOGITS_PER_PIECE", {"cpu": rows_per_piece * VOCAB})
     monkeypatch.setattr(loss, "TOKENS_PER_PIECE", 1)
     hidden, weight, labels = make_inputs(ignored)
     expected, hidden_grad, weight_grad = reference(hidden, weight, labels, scale)
@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
 
 
 def test_a_piece_is_at_least_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "LOGITS_PER_PIECE", 1)
+    monkeypatch.setattr(loss, "LOGITS_PER_PIECE", {"cpu": 1})
     monkeypatch.setattr(loss, "TOKENS_PER_PIECE", 1)
     hidden, weight, labels = make_inputs([2])
     expected, _, _ = reference(hidden, weight, labels, 1.0)
@@ -129,7 +129,7 @@ def pieces_of(tokens: int, vocab: int) -> list[int]:
 def test_pieces_cover_the_tokens_and_keep_their_limits(tokens: int, vocab: int) -> None:
     sizes = pieces_of(tokens, vocab)
     assert sum(sizes) == tokens
-    assert max(sizes) <= max(loss.TOKENS_PER_PIECE, loss.LOGITS_PER_PIECE // vocab)
+    assert max(sizes) <= max(loss.TOKENS_PER_PIECE, loss.LOGITS_PER_PIECE["cpu"] // vocab)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_logits_of_a_batch_are_never_whole_in_memory(
 ) -> None:
     tokens, vocab, width, rows = 256, 128, 8, 32
     monkeypatch.setattr(loss, "TOKENS_PER_PIECE", 1)
-    monkeypatch.setattr(loss, "LOGITS_PER_PIECE", rows * vocab)
+    monkeypatch.setattr(loss, "LOGITS_PER_PIECE", {"cpu": rows * vocab})
     hidden = torch.randn(tokens, width).requires_grad_()
     weight = torch.randn(vocab, width).requires_grad_()
     labels = torch.randint(0, vocab, (tokens,))

@@ -106,7 +106,7 @@ def test_how_many_are_multiplied_at_once_changes_nothing(monkeypatch: pytest.Mon
         return [weight.detach() for weight in weights]
 
     at_once = trained()
-    monkeypatch.setattr(muon, "TOGETHER", 1)
+    monkeypatch.setattr(muon, "TOGETHER", {"cpu": 1})
     for one, other in zip(at_once, trained(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-3)  # 3 steps of 2e-2
 
