@@ -125,6 +125,12 @@ def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
+def end_with_reader() -> None:
+    """For commands that only print: `| head` ends them, and is no failure."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def run(stage: str, main: Callable[[], None]) -> NoReturn:
     """Run a stage's ``main`` and exit: 0 only when it returned, else the code of its failure.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from stages.errors import SettingsError, run
+from stages.errors import SettingsError, end_with_reader, run
 from stages.plan.cautions import TOKENS_PER_PARAMETER, cautions
 from stages.plan.corpus import Data, describe
 from stages.plan.settings import Settings, overridden, settle
@@ -241,4 +241,5 @@ def _time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     run("plan", main)

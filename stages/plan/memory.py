@@ -34,7 +34,7 @@ from stages.train.engine import build
 from stages.train.meter import Meter
 from stages.train.params import DRAWN, TrainParams
 from stages.train.precision import Precision
-from stages.train.processes import Processes
+from stages.train.processes import Processes, own_part
 
 BFLOAT = 2
 # What cuBLAS takes for itself (an H100, with the workspace that stages.runtime asks for).
@@ -202,7 +202,7 @@ def estimate(
     with _first_of(processes if sharded else 1) as first, FakeTensorMode(), alive, _as_on(kind):
         engine = build(config, plain, runtime, 0, device, first, Meter(device))
         network = engine.spread_network
-        weights = FLOAT * sum(_local(weight).numel() for weight in engine.model.parameters())
+        weights = FLOAT * sum(own_part(weight).numel() for weight in engine.model.parameters())
         ids = torch.zeros(rows, config.seq_len, dtype=torch.int64)
         batch = Batch(ids, ids, ids if train.document_mask else None, 0)
         for _ in range(2):  # the second has the optimiser's state beside it
@@ -236,10 +236,6 @@ def estimate(
         validation=validation,
         libraries=LIBRARIES.get(kind, 0),
     )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def precision_of(train: TrainParams, device: torch.device) -> torch.dtype:

@@ -7,7 +7,6 @@ Steps are counted from 1, as in metrics/history.csv, lines too.
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from itertools import groupby, islice
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from model.tokenizer import ChatTokenizer
 from stages.conversations import CONVERSATIONS, Message, read_split
 from stages.corpus import COUNT_CHUNK, TOKENIZER, Ids, TokenStream, read_manifest
-from stages.errors import DataError, SettingsError, run
+from stages.errors import DataError, SettingsError, end_with_reader, run
 from stages.params import read
 from stages.scoring import IGNORED
 from stages.train.data_order import DataOrder
@@ -158,6 +157,5 @@ def printable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # `| head` is no failure
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    end_with_reader()
     run("batch", main)

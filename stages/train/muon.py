@@ -2,7 +2,7 @@
 
 Muon (Jordan et al. 2024) with the constants of Polar Express (Amsel et al. 2025), normalised by
 neuron as in NorMuon (Li et al. 2025), its steps of the size of AdamW's (Liu et al. 2025). torch's
-own takes matrices one by one and has no such normalisation; README.md says what both gain.
+own takes matrices one by one and has no such normalisation; LOG.md says what both gain.
 """
 
 from collections import defaultdict
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+from stages.train.processes import own_part
 
 # a, b, c of each Newton-Schulz step X <- aX + (bXX' + c(XX')²)X: of singular values down to a
 # thousandth of the largest, all end between 0.2 and 1.2, most of them near 1.
@@ -69,8 +71,8 @@ class Muon(Optimizer):
         """A step for parameters of one shape."""
         gradients, buffers, kept = self._states(members)
         # Lists at a time: on a GPU each call for one tensor costs more than its work.
-        torch._foreach_lerp_(_locals(buffers), _locals(gradients), 1 - group["momentum"])
-        nesterov = torch._foreach_lerp(_locals(gradients), _locals(buffers), group["momentum"])
+        torch._foreach_lerp_(_parts(buffers), _parts(gradients), 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(_parts(gradients), _parts(buffers), group["momentum"])
         updates = torch.stack(
             [_whole(_like(*pair)) for pair in zip(nesterov, gradients, strict=True)]
         )
@@ -86,10 +88,10 @@ class Muon(Optimizer):
             for i, part in enumerate(rows):
                 of_part = slice(i * len(members), (i + 1) * len(members))
                 updates[:, part], moments[:, part] = step[of_part], moment[of_part]
-        weights = _locals(members)
-        torch._foreach_copy_(_locals(kept), _locals(map(_spread_as, moments, kept)))
+        weights = _parts(members)
+        torch._foreach_copy_(_parts(kept), _parts(map(_spread_as, moments, kept)))
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(weights, _locals(map(_spread_as, updates, members)), alpha=group["lr"])
+        torch._foreach_sub_(weights, _parts(map(_spread_as, updates, members)), alpha=group["lr"])
 
     def _states(self, members: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Gradients, their momentum, and the neurons' mean squares so far."""
@@ -149,9 +151,8 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _locals(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of each."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+def _parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [own_part(tensor) for tensor in tensors]
 
 
 def _like(local: Tensor, other: Tensor) -> Tensor:

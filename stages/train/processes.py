@@ -17,9 +17,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.errors import PEER_LOST_EXIT_CODE, SettingsError
@@ -35,6 +36,11 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 POLL_SECONDS = 0.5
 _kept: list[object] = []
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of ``tensor``, which FSDP may have divided."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from stages.train.master import MasterWeights
 from stages.train.meter import Meter
 from stages.train.optimizer import set_learning_rates
 from stages.train.precision import Precision
-from stages.train.processes import Processes
+from stages.train.processes import Processes, own_part
 
 NORM_PIECE = 2**18  # elements that a norm is taken of at a time
 
@@ -128,7 +128,7 @@ class Updater:
         for optimizer in self.optimizers:
             self.precision.scaler.unscale_(optimizer)
         sharded = any(isinstance(p, DTensor) for p in self.parameters)
-        gradients = [_local(p.grad) for p in self.parameters if p.grad is not None]
+        gradients = [own_part(p.grad) for p in self.parameters if p.grad is not None]
         squares = np.array([global_norm(gradients) ** 2])
         if sharded:
             self.processes.total(squares)
@@ -161,7 +161,3 @@ def dropout_seed(seed: int, step: int, sequence: int) -> int:
     the same masks for passes of the same size, however many processes there are."""
     state = np.random.SeedSequence([seed, step, sequence]).generate_state(1, np.uint64)
     return int(state[0])
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
