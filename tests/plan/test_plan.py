@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -414,6 +415,23 @@ def planned(world: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_a_reader_that_goes_is_no_failure(world: Path) -> None:
+    """As in `python -m stages.plan | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.plan", "--no-measure"],
+            cwd=world,
+            env=stage_environment(world),
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == -signal.SIGPIPE
+    assert done.stderr == b""
 
 
 def test_several_gpus_hold_their_shares(world: Path) -> None:
