@@ -64,6 +64,7 @@ def save_model(
     )
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, folder / name)
+    shutil.copymode(folder / "config.json", path)  # safetensors lets its owner alone read it
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -125,6 +125,10 @@ def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
+# Stages of dvc.yaml: what they do is in params.yaml alone.
+PIPELINE = ("check", "download", "tokenizer", "shards", "preflight", "train", "evaluate", "report")
+
+
 def end_with_reader() -> None:
     """For commands that only print: `| head` ends them, and is no failure."""
     if hasattr(signal, "SIGPIPE"):
@@ -140,6 +144,11 @@ def run(stage: str, main: Callable[[], None]) -> NoReturn:
     failure: BaseException | None = None
     message: str | None = None
     try:
+        if stage in PIPELINE and sys.argv[1:]:
+            raise SettingsError(
+                f"{' '.join(sys.argv[1:])}: a stage takes no options; it does what params.yaml "
+                "says, and `dvc repro` runs it"
+            )
         main()
         code = 0
     except StageError as error:

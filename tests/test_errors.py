@@ -66,6 +66,20 @@ def test_each_kind_of_failure_has_its_code(
     assert outcome(raising(kind("what to do")), capsys) == (code, expected)
 
 
+def test_a_stage_takes_no_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would run, where `--help` was asked for."""
+    monkeypatch.setattr("sys.argv", ["stage", "--help"])
+    with pytest.raises(SystemExit) as end:
+        run("download", raising(AssertionError("it ran")))
+    assert end.value.code == 2
+    assert "--help: a stage takes no options" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        run("plan", lambda: None)
+    assert end.value.code == 0
+
+
 def test_a_message_of_several_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:
     code, err = outcome(raising(DataError("first\n  second\r\nthird\n")), capsys)
     assert (code, err) == (3, "error: stage: first second third (exit code 3)\n")

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -76,6 +77,8 @@ def _applied(overrides: Sequence[str]) -> dict[str, Any]:
             apply_overrides(copy, list(overrides))
         except (DvcException, ValueError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
+            if "To append to your config" in reason:
+                _name_unknown(overrides, copy)
             raise SettingsError(f"{given}: {reason}") from None
         try:
             return read_yaml(copy)
@@ -83,6 +86,18 @@ def _applied(overrides: Sequence[str]) -> dict[str, Any]:
             raise SettingsError(
                 f"{given}: DVC would write a {PARAMS_FILE} that is not valid YAML: edit it instead"
             ) from None
+
+
+def _name_unknown(overrides: Sequence[str], copy: Path) -> None:
+    """Raises SettingsError for a key that Parley has not: it knows what may have been meant."""
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import apply_overrides
+
+    shutil.copyfile(PARAMS_FILE, copy)
+    adding = [given if given[:1] in "+~" else f"++{given}" for given in overrides]
+    with suppress(DvcException, ValueError):
+        apply_overrides(copy, adding)
+        check(read_yaml(copy))
 
 
 def _value(values: Any, key: str) -> Any:

@@ -92,7 +92,7 @@ def main() -> None:
         if params.warmup_steps >= total_steps:
             say(
                 f"train: all {total_steps} steps are warm-up "
-                f"(train.warmup_steps {params.warmup_steps})"
+                f"(train.warmup_steps {params.warmup_steps}): lower it, or raise train.epochs"
             )
 
         def validate() -> float:

@@ -50,7 +50,10 @@ def main() -> None:
                 "to full"
             )
         size //= 2
-    print(f"\ndvc exp run -S train.micro_batch_size={size}")
+    if size == params.batch_size:
+        print("\ntrain.batch_size fits in one pass: train.micro_batch_size is not needed")
+    else:
+        print(f"\ndvc exp run -S train.micro_batch_size={size}")
 
 
 def attempt_apart(size: int) -> dict[str, Any] | None:

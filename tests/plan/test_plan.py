@@ -348,8 +348,11 @@ def test_overrides_are_those_of_dvc(world: Path, monkeypatch: pytest.MonkeyPatch
     assert values["data"]["filter"] == {"language": "English"}
     assert values["train"]["betas"] == [0.8, 0.9]
     assert Path("params.yaml").read_bytes() == before
-    with pytest.raises(SettingsError, match=r"train\.lrr"):
-        overridden(["train.lrr=1"])
+    for wrong in (["train.lrr=1"], ["train.lr=1e-3", "train.lrr=1", "seed=2"]):
+        with pytest.raises(SettingsError, match=r"unknown key 'train\.lrr': did you mean"):
+            overridden(wrong)
+    with pytest.raises(SettingsError, match=r"use \+data\.filter\.language=English"):
+        overridden(["data.filter.language=English"])  # DVC would refuse it, rightly
     with pytest.raises(SettingsError, match="-S nonsense"):
         overridden(["nonsense"])
 

@@ -49,6 +49,20 @@ def test_fit_halves_until_a_size_fits(
     assert capsys.readouterr().out.rstrip().endswith("-S train.micro_batch_size=6")
 
 
+def test_fit_gives_no_command_where_the_whole_batch_fits(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(world, tiny_params({"train.batch_size": 24}))
+    monkeypatch.setattr(
+        fit, "attempt_apart", lambda size: {"peak_mib": 100, "tokens_per_second": 5000}
+    )
+    monkeypatch.chdir(world)
+    fit.main()
+    said = capsys.readouterr().out
+    assert "100 MiB" in said
+    assert said.rstrip().endswith("train.micro_batch_size is not needed")
+
+
 def test_fit_says_so_when_nothing_fits(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_params(world, tiny_params({"train.batch_size": 12}))
     monkeypatch.setattr(fit, "attempt_apart", lambda size: None)

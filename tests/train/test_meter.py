@@ -112,7 +112,7 @@ def test_a_run_without_steps_has_a_report() -> None:
 
 def test_the_peak_is_what_a_product_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "GEMM_SIZE", 100)
-    monkeypatch.setattr(meter, "time", Clock(0, 9, 10, 12, 20, 25, 30, 34))
+    monkeypatch.setattr(meter, "time", Clock(0, 0, 9, 10, 12, 20, 25, 30, 34, 35))
     assert peak_flops(CPU, torch.float32) == 2 * 100**3 / 2
 
 
