@@ -22,6 +22,7 @@ EMBEDDING_STD = 0.02
 LARGEST_FINAL_GAIN = 4.0
 # Below this a tied embedding is no longer large against the epsilon of the norm that reads it.
 SMALLEST_TIED_STD = 0.009
+LEAST_OWN_LOGIT = 0.3  # of some dozen ids: at 0 all weights and gradients were 0
 
 
 def init_weights(model: nn.Module, config: ModelConfig) -> None:
@@ -50,7 +51,7 @@ def _head_std(config: ModelConfig) -> float:
     first_loss = log(config.vocab_size)
     std = sqrt(2 * 0.01 * first_loss) / sqrt(config.d_model)
     if config.tie_embeddings:
-        own_logit = max(0.0, log(0.005 * first_loss * config.vocab_size))
+        own_logit = max(LEAST_OWN_LOGIT, log(0.005 * first_loss * config.vocab_size))
         std = min(std, own_logit / config.d_model)
     return std
 

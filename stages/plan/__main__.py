@@ -179,7 +179,8 @@ def main() -> None:
     chosen = options(sys.argv[1:])
     recipe = options_of(chosen.recipe) if chosen.recipe else []
     values = overridden([*recipe, *chosen.set_param])
-    elsewhere = chosen.no_measure and _device(values) == "cuda"
+    device_named = _device(values)
+    elsewhere = chosen.no_measure and device_named in ("cuda", "mps")
     if elsewhere:  # nothing runs here, so this machine need not have one
         values = {**values, "runtime": {**values["runtime"], "device": "auto"}}
     settings = settle(values)
@@ -194,19 +195,24 @@ def main() -> None:
 
     device = start_torch(settings.runtime)
     on_gpu = chosen.gpu_tflops is not None or elsewhere
+    kind = ("mps" if device_named == "mps" else "cuda") if on_gpu else device.type
     mixed = settings.train.mixed_precision is not False
-    dtype = torch.bfloat16 if on_gpu and mixed else precision_of(settings.train, device)
+    half = torch.float16 if settings.train.mixed_precision == "fp16" else torch.bfloat16
+    dtype = half if on_gpu and mixed else precision_of(settings.train, device)
     config = settings.config(plan.data.vocab_size)
     processes = chosen.gpus or settings.runtime.processes
     settings.train.check_processes(processes, settings.runtime.parallel)
-    kind = "cuda" if on_gpu else device.type
     memory = estimate(config, settings.train, settings.runtime, dtype, processes, kind)
     show_memory(memory, str(dtype).removeprefix("torch."), processes, settings.runtime)
     if not chosen.no_measure:
         there = memory_bytes(settings.runtime)
-        if memory.peak > there:
+        here = memory
+        if kind != device.type:
+            own = precision_of(settings.train, device)
+            here = estimate(config, settings.train, settings.runtime, own, processes, device.type)
+        if here.peak > there:
             raise SettingsError(
-                f"a step needs {_size(memory.peak)}, this machine has {_size(there)}: --no-measure "
+                f"a step needs {_size(here.peak)}, this machine has {_size(there)}: --no-measure "
                 "leaves the measured steps out; train.micro_batch_size and "
                 "train.activation_checkpointing save memory"
             )

@@ -3,9 +3,13 @@
 import getpass
 import os
 import shutil
+import struct
+import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from stages.train.flex import FlexibleAttention, serves
 from stages.train.loss import TrainingLoss, piece_loss
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+LINKING_SECONDS = 10.0
 
 
 def check_compiler(device: torch.device) -> None:
@@ -66,11 +71,42 @@ def _has_space(path: str) -> bool:
 
 
 def keep_kernels() -> None:
-    """Keeps compiled kernels between runs and reboots, unless the user chose where."""
+    """Keeps compiled kernels between runs and reboots, unless the user chose where.
+
+    What a run left half-written that was killed while it compiled is removed.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     if _has_space(str(cache)):
         cache = Path(tempfile.gettempdir(), f"parley-{getpass.getuser()}")  # inductor quotes none
     os.environ.setdefault(CACHE, str(cache / "parley" / "inductor"))
+    for library in Path(os.environ[CACHE]).rglob("*.so"):
+        _remove_unless_whole(library)
+
+
+def _remove_unless_whole(library: Path) -> None:
+    """Another run may be writing it now: what has not changed for a while nobody writes."""
+    with suppress(FileNotFoundError):  # another run was quicker
+        while not _is_whole(library):
+            if time.time() - library.stat().st_mtime > LINKING_SECONDS:
+                library.unlink()
+            time.sleep(0.1)
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a shared library of ELF reaches to the end of its table of sections, which the
+    linker writes last; of another format, whether it has any bytes."""
+    with library.open("rb") as file:
+        header = file.read(64)
+        size = file.seek(0, os.SEEK_END)
+    if sys.platform != "linux":
+        return size > 0
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    table, (length, count) = (
+        struct.unpack_from("<Q", header, 40)[0],
+        struct.unpack_from("<HH", header, 58),
+    )
+    return 0 < table <= size - length * count
 
 
 def compile_network(network: TrainingLoss, by_block: bool) -> None:

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shutil
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor
 from stages.corpus import TokenStream
 from stages.errors import SettingsError
 from stages.scoring import score
+from stages.train import compiling
 from stages.train.compiling import check_compiler, compile_network, keep_kernels
 from stages.train.data_order import DataOrder
 from stages.train.loss import TrainingLoss
@@ -203,3 +206,33 @@ def test_a_machine_without_a_compiler_is_told_in_one_line_before_training(
     assert line.endswith("(exit code 2)")
     assert not (root / "data/preflight.txt").exists()
     assert run_stage("preflight", root)[0] == 0
+
+
+def test_what_a_killed_compiler_left_half_written_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch would open it for ever after: "file too short"."""
+    monkeypatch.setattr(compiling, "LINKING_SECONDS", 0.3)
+    monkeypatch.setenv(compiling.CACHE, str(tmp_path))
+    library = Path(torch._C.__file__)
+    whole, cut, empty, zeros = (tmp_path / f"ab/{name}.so" for name in ("w", "c", "e", "z"))
+    whole.parent.mkdir()
+    shutil.copyfile(library, whole)
+    cut.write_bytes(library.read_bytes()[:-1])
+    empty.touch()
+    zeros.write_bytes(bytes(1000))
+    compiling.keep_kernels()
+    assert list(tmp_path.rglob("*.so")) == [whole]
+
+
+def test_what_another_run_is_linking_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(compiling.CACHE, str(tmp_path))
+    library = tmp_path / "linking.so"
+    library.touch()
+    linker = threading.Timer(0.3, shutil.copyfile, (torch._C.__file__, library))
+    linker.start()
+    compiling.keep_kernels()
+    linker.join()
+    assert library.stat().st_size > 0
