@@ -16,6 +16,7 @@ from contextlib import chdir, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -211,7 +212,7 @@ def exit_code(name: str, root: Path) -> object:
     """As ``python -m stages.<name>`` in ``root``, but in this process: its exit code."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with chdir(root), torch_settings_kept():
+        with chdir(root), torch_settings_kept(), patch.object(sys, "argv", [name]):
             run(name, importlib.import_module(f"stages.{name}.__main__").main)
     except SystemExit as error:
         return error.code

@@ -253,7 +253,8 @@ HELD = """
 import sys
 import stages.download.__main__ as stage
 from stages.errors import run
-stage.open_source = lambda params: open(sys.argv[1])
+pipe = sys.argv.pop()  # a stage takes no options
+stage.open_source = lambda params: open(pipe)
 run("download", stage.main)
 """
 
