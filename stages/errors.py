@@ -72,6 +72,9 @@ MEMORY_HINTS = {
 }
 
 
+# Stages of dvc.yaml: what they do is in params.yaml alone.
+PIPELINE = ("check", "download", "tokenizer", "shards", "preflight", "train", "evaluate", "report")
+
 OUT_OF_MEMORY = "out of memory"
 # What torch and its libraries say besides, in errors that are plain RuntimeErrors.
 REFUSALS = (OUT_OF_MEMORY, "allocate memory", "could not create a memory", "alloc_failed")
@@ -123,10 +126,6 @@ def _said_by_first(failure: BaseException) -> bool:
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
-
-
-# Stages of dvc.yaml: what they do is in params.yaml alone.
-PIPELINE = ("check", "download", "tokenizer", "shards", "preflight", "train", "evaluate", "report")
 
 
 def end_with_reader() -> None:

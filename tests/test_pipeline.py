@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stages import errors
 from tests.closure import ROOT, closure, reads_sections
 
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -75,6 +76,10 @@ def test_params_are_the_sections_that_the_code_reads(stage: str) -> None:
 def test_check_covers_every_hashed_section() -> None:
     sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert set(STAGES[READS_ALL]["params"]) == set(sections) - NOT_HASHED
+
+
+def test_what_takes_no_options_are_the_stages() -> None:
+    assert tuple(PIPELINE["stages"]) == errors.PIPELINE
 
 
 def test_what_is_left_out_exists() -> None:
