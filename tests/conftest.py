@@ -59,6 +59,20 @@ def environment() -> dict[str, str]:
     }
 
 
+def runner(folder: Path) -> Run:
+    """Runs commands in ``folder``, which must succeed unless ``check=False``."""
+
+    def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, env=environment(), timeout=600
+        )
+        if check:
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
 def make_clone(folder: Path, values: dict[str, object]) -> Run:
     """Copies the files that git would, sets params, commits, and returns a runner of commands."""
     listed = subprocess.run(
@@ -74,14 +88,7 @@ def make_clone(folder: Path, values: dict[str, object]) -> Run:
             shutil.copyfile(ROOT / name, folder / name)
     set_params(folder, values)
 
-    def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, env=environment(), timeout=600
-        )
-        if check:
-            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done
-
+    run = runner(folder)
     run("git", "init", "--quiet", "--initial-branch=main")
     run("git", "add", "--all")
     run("git", "commit", "--quiet", "--message=small params")

@@ -1,8 +1,8 @@
-"""nanoGPT's recipe on the embedded data: ``nanogpt_recipe STEPS LR`` (``time_to_loss`` calls it).
+"""nanoGPT's recipe on the embedded data: ``nanogpt_recipe STEPS LR [eager]`` (``time_to_loss``).
 
 Its model (``peers.nanogpt``), AdamW with betas 0.9 and 0.95, weight decay 0.1 on matrices,
 clipping at 1, a linear warm-up of 100 steps and half a cosine down to a tenth, 8,192 tokens a
-step, bfloat16 by autocast, compiled.
+step, bfloat16 by autocast, compiled or not.
 """
 
 import json
@@ -33,19 +33,19 @@ def share_of_peak(step: int, steps: int) -> float:
 
 
 def main() -> None:
-    steps, lr = int(sys.argv[1]), float(sys.argv[2])
+    steps, lr, eager = int(sys.argv[1]), float(sys.argv[2]), "eager" in sys.argv[3:]
     corpus = Corpus.read()
     order = corpus.order(SHAPE.batch_size)
     torch.manual_seed(SEED)
     network = nanogpt(SHAPE).to(DEVICE)
     parameters = list(network.parameters())
     optimizer = AdamW(parameter_groups(parameters, 0.1), lr=lr, betas=(0.9, 0.95), fused=True)
-    compiled = torch.compile(network)
+    called = network if eager else torch.compile(network)
 
     def loss_of(batch: Batch) -> Tensor:
         moved = batch.to(DEVICE)
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            loss: Tensor = compiled(moved.inputs, moved.labels)
+            loss: Tensor = called(moved.inputs, moved.labels)
         return loss
 
     def update(step: int, batch: Batch) -> None:

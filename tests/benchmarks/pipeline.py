@@ -6,10 +6,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from tests.conftest import TINY, Run, make_clone
+import yaml
+
+from tests.conftest import TINY, Run, make_clone, runner
+
+Stages = dict[str, dict[str, Any]]
 
 
 def seconds(run: Run, *command: str) -> float:
@@ -34,6 +40,58 @@ def empty_pipeline(folder: Path) -> Run:
     return run
 
 
+def write_paths_out(stages: Stages, params: dict[str, Any]) -> None:
+    """Puts the values of ${section.key} into the dependencies."""
+
+    def value(dependency: str) -> str:
+        if not dependency.startswith("${"):
+            return dependency
+        section, key = dependency.strip("${}").split(".")
+        return str(params[section][key])
+
+    for stage in stages.values():
+        stage["deps"] = [value(dependency) for dependency in stage.get("deps", [])]
+
+
+def drop_code(stages: Stages, params: dict[str, Any]) -> None:
+    for stage in stages.values():
+        stage["deps"] = [name for name in stage.get("deps", []) if not name.endswith(".py")]
+
+
+def drop_params(stages: Stages, params: dict[str, Any]) -> None:
+    for stage in stages.values():
+        stage.pop("params", None)
+
+
+def drop_all(stages: Stages, params: dict[str, Any]) -> None:
+    for change in (write_paths_out, drop_code, drop_params):
+        change(stages, params)
+
+
+# What a pipeline would be spared that named less: where the time of a `dvc repro` goes.
+LESS: dict[str, Callable[[Stages, dict[str, Any]], None]] = {
+    "paths written out instead of ${…}": write_paths_out,
+    "no code among the dependencies": drop_code,
+    "no params": drop_params,
+    "none of the three": drop_all,
+}
+
+
+def with_less(source: Path, folder: Path, change: Callable[[Stages, dict[str, Any]], None]) -> Run:
+    """A copy of a pipeline that has run, its dvc.yaml changed and taken as it is."""
+    shutil.copytree(source, folder, symlinks=True)
+    file = folder / "dvc.yaml"
+    pipeline = yaml.safe_load(file.read_text(encoding="utf-8"))
+    change(
+        pipeline["stages"],
+        yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8")),
+    )
+    file.write_text(yaml.safe_dump(pipeline, sort_keys=False), encoding="utf-8")
+    run = runner(folder)
+    run("dvc", "commit", "--force", "--quiet")
+    return run
+
+
 def stage_seconds(folder: Path) -> float:
     """What the stages take that such an experiment runs, started by themselves."""
     total = 0.0
@@ -48,7 +106,7 @@ def stage_seconds(folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.pipeline")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         ours, empty = Path(temporary, "parley"), Path(temporary, "empty")
@@ -58,15 +116,19 @@ def main() -> None:
         run("dvc", "repro")
         run("git", "add", "--all")
         run("git", "commit", "--quiet", "--message=results")
-        times: dict[str, list[float]] = {"parley": [], "empty": []}
+        runs = {"an empty pipeline": run_empty, "Parley's": run}
+        for number, (name, change) in enumerate(LESS.items()):
+            runs[name] = with_less(ours, Path(temporary, str(number)), change)
+        times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(options.rounds):
-            times["parley"].append(seconds(run, "dvc", "repro"))
-            times["empty"].append(seconds(run_empty, "dvc", "repro"))
-        ratio = median(a / b for a, b in zip(*times.values(), strict=True))
-        print(
-            f"`dvc repro` with nothing to do: {median(times['parley']):.2f} s, an empty pipeline "
-            f"{median(times['empty']):.2f} s: {ratio:.2f} times"
-        )
+            for name, of_it in runs.items():
+                times[name].append(seconds(of_it, "dvc", "repro"))
+        print("| `dvc repro` with nothing to do | seconds | times the empty one |")
+        print("|---|---:|---:|")
+        empties = times["an empty pipeline"]
+        for name, taken in times.items():
+            ratio = median(a / b for a, b in zip(taken, empties, strict=True))
+            print(f"| {name} | {median(taken):.2f} | {ratio:.2f} |")
         overheads = []
         for number in range(options.rounds):
             option = f"train.lr={0.001 + number * 1e-4:.4f}"

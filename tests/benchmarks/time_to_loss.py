@@ -1,7 +1,8 @@
 """Loss reached in the same time: ``python -m tests.benchmarks.time_to_loss`` (README.md).
 
 nanoGPT's recipe trains first, for a number of steps; Parley then gets as many seconds. Both read
-the same data in shape S, and the same function measures both. Compilation counts for neither.
+the same data in shape S, and the same function measures both. Both are compiled, which counts for
+neither; or, with ``--eager``, neither is, and Parley's settings are all params.yaml's own.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from tests.benchmarks.children import ChildFailed, run_child
 from tests.benchmarks.contenders import missing
 
 BEST_LR = 6e-3  # of 1e-3, 3e-3 and 6e-3, at 1,100 steps
+AS_COMMITTED = ("train.compile=false", "model.qk_norm=false")  # what parley_recipe.RECIPE changes
 
 
 def show(name: str, result: dict[str, Any]) -> None:
@@ -35,25 +37,32 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=1100, help="nanoGPT's")
     parser.add_argument("--lr", type=float, default=BEST_LR, help="nanoGPT's")
+    parser.add_argument("--eager", action="store_true", help="without compilation")
     parser.add_argument("--seconds", type=float, help="Parley alone, for so long")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_intermixed_args()
     if not (SHARDS / MANIFEST_FILE).is_file():
         sys.exit("time_to_loss: there are no shards: run `dvc repro shards` in this folder")
-    if options.seconds is None and (install := missing("nanogpt-compiled")):
+    if options.seconds is None and (
+        install := missing("nanogpt-eager" if options.eager else "nanogpt-compiled")
+    ):
         sys.exit(f"time_to_loss: nanoGPT's model is missing: {install}")
 
     results: dict[str, dict[str, Any]] = {}
     seconds = options.seconds
+    theirs_too = ("eager",) if options.eager else ()
+    ours_too = AS_COMMITTED if options.eager else ()
     print("| recipe | bits per byte | seconds | steps | tokens | parameters |")
     print("|---|---:|---:|---:|---:|---:|", flush=True)
     try:
         if seconds is None:
-            theirs = run_child("tests.benchmarks.nanogpt_recipe", options.steps, options.lr)
+            theirs = run_child(
+                "tests.benchmarks.nanogpt_recipe", options.steps, options.lr, *theirs_too
+            )
             results["nanogpt"] = theirs
             show("nanogpt", theirs)
             seconds = theirs["seconds"]
-        ours = run_child("tests.benchmarks.parley_recipe", seconds, *options.settings)
+        ours = run_child("tests.benchmarks.parley_recipe", seconds, *ours_too, *options.settings)
     except ChildFailed as failure:
         sys.exit(f"time_to_loss: {failure}")
     results["parley"] = ours
