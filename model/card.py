@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from model.config import DRAWN
 from model.sources import SOURCES
 
 # What made the model and what opens it.
@@ -23,8 +24,6 @@ SHOWN = {
     "accuracy": "Accuracy of the next token",
     "calibration_error": "Expected calibration error",
 }
-
-DRAWN = "model/init.py"  # train.init_from of weights that are drawn
 
 
 def metadata(

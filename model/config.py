@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# ``train.init_from`` of weights that are drawn: the module that draws them.
+DRAWN = "model/init.py"
+
 
 class ShapeError(ValueError):
     """An impossible shape; ``key`` is the parameter at fault."""

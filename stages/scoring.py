@@ -54,7 +54,8 @@ class Window:
 
 
 def read_window(stream: TokenStream, start: int, seq_len: int) -> Window:
-    """The window whose first input is token ``start``: at most ``seq_len`` inputs and labels."""
+    """The window whose first input is token ``start``: at most ``seq_len`` inputs and labels, those
+    IGNORED that are ``<|bos|>``."""
     tokens = stream.read(start, min(start + seq_len + 1, len(stream)))
     labels = tokens[1:]
     assistant = stream.assistant_mask(start + 1, labels)

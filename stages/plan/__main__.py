@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from model.config import DRAWN
 from stages.errors import SettingsError, end_with_reader, run
 from stages.plan.cautions import TOKENS_PER_PARAMETER, cautions
 from stages.plan.corpus import Data, describe
@@ -15,7 +16,6 @@ from stages.plan.settings import Settings, overridden, settle
 from stages.plan.sizes import Disk, Parameters, disk, parameters
 from stages.recipes.book import options_of
 from stages.runtime import RuntimeParams, memory_bytes
-from stages.train.params import DRAWN
 from stages.train.start import TOKENIZER_FILE
 
 if TYPE_CHECKING:

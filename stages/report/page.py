@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
+from model.config import DRAWN
 from model.sources import SOURCES
 from stages.report.chart import bar, line_chart
 from stages.report.inputs import Inputs, Rows
 
 HISTORY_ROWS = 8
-DRAWN = "model/init.py"  # train.init_from of weights that are drawn
 BASELINES = {
     "uniform": "any token, all alike",
     "unigram": "how frequent a token is",

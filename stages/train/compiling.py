@@ -9,7 +9,6 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,22 @@ def keep_kernels() -> None:
 
 
 def _remove_unless_whole(library: Path) -> None:
-    """Another run may be writing it now: what has not changed for a while nobody writes."""
-    with suppress(FileNotFoundError):  # another run was quicker
+    """Another run may be writing it now: what has not changed for a while nobody writes.
+
+    Raises SettingsError if it may not be removed.
+    """
+    try:
         while not _is_whole(library):
             if time.time() - library.stat().st_mtime > LINKING_SECONDS:
                 library.unlink()
             time.sleep(0.1)
+    except FileNotFoundError:
+        pass  # another run was quicker
+    except PermissionError:
+        raise SettingsError(
+            f"train.compile: {library} is half-written and may not be removed by this user: "
+            f"remove it, or set {CACHE} to a folder of your own"
+        ) from None
 
 
 def _is_whole(library: Path) -> bool:
@@ -102,11 +111,9 @@ def _is_whole(library: Path) -> bool:
         return size > 0
     if len(header) < 64 or header[:4] != b"\x7fELF":
         return False
-    table, (length, count) = (
-        struct.unpack_from("<Q", header, 40)[0],
-        struct.unpack_from("<HH", header, 58),
-    )
-    return 0 < table <= size - length * count
+    (table,) = struct.unpack_from("<Q", header, 40)
+    length, count = struct.unpack_from("<HH", header, 58)
+    return bool(0 < table <= size - length * count)
 
 
 def compile_network(network: TrainingLoss, by_block: bool) -> None:

@@ -5,16 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from model.config import ModelConfig, check_heads
+from model.config import DRAWN, ModelConfig, check_heads
 from stages.errors import SettingsError
 from stages.params import Section
 
 FSDP_IN_FP16 = (
     "runtime.parallel: fsdp has no gradient scaler for fp16: use ddp, or train.mixed_precision bf16"
 )
-
-# The default of train.init_from: the module that draws weights, and a dependency as any other.
-DRAWN = "model/init.py"
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Positive = Annotated[int, Field(gt=0)]

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from model.config import ModelConfig, read_config
+from model.config import DRAWN, ModelConfig, read_config
 from stages.errors import SettingsError
-from stages.train.params import DRAWN, ModelParams
+from stages.train.params import ModelParams
 
 SHAPE = (
     "d_model",

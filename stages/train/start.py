@@ -10,10 +10,9 @@ ids pad a matrix to a round size, and are left out.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.config import ModelConfig
+from model.config import DRAWN, ModelConfig
 from stages.errors import SettingsError
 from stages.files import sha256_file
-from stages.train.params import DRAWN
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,11 +22,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from model.config import DRAWN
 from model.loading import load
 from model.tokenizer import ChatTokenizer
 from stages.corpus import SHARDS, TokenStream, read_manifest
 from stages.scoring import IGNORED, score
-from stages.train.params import DRAWN
 from tests.builders import (
     call_stage,
     chats,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.config import DRAWN
 from model.reading import load_model
 from model.saving import save_model
 from model.transformer import Transformer
 from stages.corpus import SHARDS, TokenStream, read_manifest
 from stages.files import rounded
 from stages.scoring import score
-from stages.train.params import DRAWN
 from stages.train.start import start_sum, start_weights
 from tests.builders import (
     build_data,
