@@ -27,6 +27,7 @@ Rotation = tuple[Tensor, Tensor]
 # (q, k, v, mask, causal) -> y; the mask is what a DocumentMask makes of documents, or None.
 Attend = Callable[[Tensor, Tensor, Tensor, Any, bool], Tensor]
 DocumentMask = Callable[[Tensor], Any]
+Normalise = Callable[[Tensor, Tensor, float], Tensor]  # (x, weight, eps) -> y
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -58,11 +59,22 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype))
 
 
-class RMSNorm(nn.RMSNorm):
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` (…, width) by its root mean square, times ``weight`` (width)."""
+    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+
+
+class RMSNorm(nn.Module):
     """Normalisation by the root mean square, in the dtype of its input."""
 
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.normalise: Normalise = rms_norm
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        return self.normalise(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):

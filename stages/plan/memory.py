@@ -23,16 +23,17 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.config import ModelConfig
+from model.config import DRAWN, ModelConfig
 from model.transformer import RMSNorm
 from stages.plan.sizes import FLOAT
 from stages.scoring import LOGITS_PER_BATCH
+from stages.train import engine as engines
 from stages.train import loss, muon
 from stages.train import processes as spreading
 from stages.train.data_order import Batch
 from stages.train.engine import build
 from stages.train.meter import Meter
-from stages.train.params import DRAWN, TrainParams
+from stages.train.params import TrainParams
 from stages.train.precision import Precision
 from stages.train.processes import Processes, own_part
 
@@ -141,6 +142,8 @@ def _as_on(kind: str) -> Iterator[None]:
     with ExitStack() as stack:
         for sizes in (loss.LOGITS_PER_PIECE, muon.TOGETHER):
             stack.enter_context(patch.dict(sizes, cpu=sizes.get(kind, sizes["cpu"])))
+        if kind != "cpu":
+            stack.enter_context(patch.object(engines, "train_eagerly", lambda *_: None))
         if kind == "cuda":
 
             def norm(module: RMSNorm, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from model.transformer import Transformer
 from stages.runtime import RuntimeParams
 from stages.train.checkpointing import checkpoint_activations
 from stages.train.compiling import compile_network, keep_kernels
+from stages.train.eager import train_eagerly
 from stages.train.loss import TrainingLoss
 from stages.train.master import MasterWeights
 from stages.train.meter import Meter
@@ -75,6 +76,8 @@ def build(
     if params.compile:
         keep_kernels()
         compile_network(network, by_block=processes.count > 1)
+    elif device.type == "cpu":
+        train_eagerly(network.model, precision.dtype)
     spread_network = spread(network, processes, runtime.parallel, device, precision)
     # After `spread`: sharding replaces the parameters.
     optimizers = make_optimizers(model, params)

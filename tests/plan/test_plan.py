@@ -31,7 +31,9 @@ from stages.plan.settings import overridden, settle
 from stages.plan.sizes import optimizer_bytes, parameters
 from stages.runtime import RuntimeParams
 from stages.train import loss, muon
+from stages.train.eager import train_eagerly
 from stages.train.fit import attempt_apart
+from stages.train.loss import TrainingLoss
 from stages.train.optimizer import OPTIMIZERS, make_optimizers
 from tests.builders import (
     ROOT,
@@ -565,9 +567,8 @@ def test_the_estimate_matches_the_largest_real_tensors() -> None:
     runtime = RuntimeParams(**tiny_params()["runtime"])
     train = train_params(batch_size=8, grad_accum_steps=1)
     counted = estimate(config, train, runtime, torch.float32, 1).activations
-    from stages.train.loss import TrainingLoss
-
     network = TrainingLoss(Transformer(config), torch.float32)
+    train_eagerly(network.model, torch.float32)
     saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Attention in chunks is the attention of torch's kernels, and so are its gradients."""
+"""Attention in chunks, compiled or not, is that of torch's kernels, and so are its gradients."""
+
+from types import ModuleType
 
 import pytest
 import torch
@@ -6,9 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.transformer import Attend, document_mask, fused_attention
-from stages.train import attention
+from model.transformer import Attend, DocumentMask, document_mask, fused_attention
+from stages.train import attention, eager
 from stages.train.attention import chunked_attention, document_starts
+from stages.train.eager import document_bias, softmax_attention
+
+Chunked = tuple[ModuleType, Attend, DocumentMask]
+IN_CHUNKS: list[Chunked] = [
+    (attention, chunked_attention, document_starts),
+    (eager, softmax_attention, document_bias),
+]
+either = pytest.mark.parametrize("how", IN_CHUNKS, ids=["compiled", "eager"])
 
 
 def make_inputs(
@@ -44,16 +54,18 @@ def fused(inputs: tuple[Tensor, Tensor, Tensor, Tensor], documents: Tensor | Non
 
 
 def chunked(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor], documents: Tensor | None
+    how: Chunked, inputs: tuple[Tensor, Tensor, Tensor, Tensor], documents: Tensor | None
 ) -> list[Tensor]:
     """The same in chunks."""
-    mask = None if documents is None else document_starts(documents)
-    return forward_and_backward(chunked_attention, inputs, mask)
+    _, attend, mask_of = how
+    mask = None if documents is None else mask_of(documents)
+    return forward_and_backward(attend, inputs, mask)
 
 
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 2), (4, 1)]
 
 
+@either
 @settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(1, 3),
@@ -65,6 +77,7 @@ HEADS = [(1, 1), (4, 4), (4, 2), (6, 2), (4, 1)]
     seed=st.integers(0, 1000),
 )
 def test_output_and_gradients_are_those_of_the_fused_kernel(
+    how: Chunked,
     batch: int,
     heads: tuple[int, int],
     length: int,
@@ -77,32 +90,34 @@ def test_output_and_gradients_are_those_of_the_fused_kernel(
     documents = random_documents(batch, length, seed) if masked else None
     expected = fused(inputs, documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "LEAST_CHUNK", chunk)
-        given_ = chunked(inputs, documents)
+        patch.setattr(how[0], "LEAST_CHUNK", chunk)
+        given_ = chunked(how, inputs, documents)
     for ours, theirs in zip(given_, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
+@either
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 256, 300, 515])
-def test_lengths_about_the_borders_of_real_chunks(length: int, masked: bool) -> None:
+def test_lengths_about_the_borders_of_real_chunks(how: Chunked, length: int, masked: bool) -> None:
     inputs = make_inputs(2, 4, 2, length, 16, torch.float32, length)
     documents = random_documents(2, length, 1) if masked else None
     expected = fused(inputs, documents)
-    for ours, theirs in zip(chunked(inputs, documents), expected, strict=True):
+    for ours, theirs in zip(chunked(how, inputs, documents), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
+@either
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("heads", HEADS)
 def test_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel(
-    heads: tuple[int, int], masked: bool
+    how: Chunked, heads: tuple[int, int], masked: bool
 ) -> None:
     inputs = make_inputs(2, *heads, 200, 32, torch.bfloat16, 3)
     q, k, v, grad = (tensor.float() for tensor in inputs)
     documents = random_documents(2, 200, 1) if masked else None
     exact = fused((q, k, v, grad), documents)
-    ours = chunked(inputs, documents)
+    ours = chunked(how, inputs, documents)
     theirs = fused(inputs, documents)
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
         assert mine.dtype == torch.bfloat16
@@ -111,24 +126,26 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel(
         assert error < 2 * allowed + 1e-4
 
 
-def test_large_scores_lose_no_more_than_in_the_fused_kernel() -> None:
+@either
+def test_large_scores_lose_no_more_than_in_the_fused_kernel(how: Chunked) -> None:
     q, k, v, grad = make_inputs(1, 2, 1, 40, 8, torch.float32, 0)
     inputs = (q * 100, k * 100, v, grad)
     doubles = (inputs[0].double(), inputs[1].double(), v.double(), grad.double())
     exact = fused(doubles, None)
-    ours = chunked(inputs, None)
+    ours = chunked(how, inputs, None)
     theirs = fused(inputs, None)
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
         error, allowed = ((one.double() - truth).norm() / truth.norm() for one in (mine, other))
         assert error < 3 * allowed + 1e-6
 
 
-@given(st.integers(1, 3000))
-def test_chunks_are_neighbours_and_few(length: int) -> None:
-    chunks = attention._chunks(length)
+@either
+@given(st.integers(1, 5000))
+def test_chunks_are_neighbours_and_few(how: Chunked, length: int) -> None:
+    chunks = how[0]._chunks(length)
     assert [first for first, _ in chunks] == [0, *(last for _, last in chunks[:-1])]
     assert chunks[-1][1] == length
-    assert len(chunks) <= attention.CHUNKS
+    assert len(chunks) <= how[0].CHUNKS
     assert all(first < last for first, last in chunks)
 
 
@@ -137,12 +154,20 @@ def test_documents_are_known_by_where_they_begin() -> None:
     assert document_starts(numbers).tolist() == [[0, 0, 2, 2, 2, 5], [0, 1, 2, 2, 2, 2]]
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+@either
+def test_what_it_cannot_do_is_refused(how: Chunked) -> None:
+    _, attend, _ = how
     q, k, v, _ = make_inputs(1, 1, 1, 4, 2, torch.float32, 0)
     with pytest.raises(AssertionError):
-        chunked_attention(q, k, v, None, False)
+        attend(q, k, v, None, False)
     with pytest.raises(AssertionError):
-        chunked_attention(q[:, :, -1:], k, v, None, True)
+        attend(q[:, :, -1:], k, v, None, True)
+
+
+def test_a_bias_hides_what_is_behind_a_query_and_in_other_documents() -> None:
+    hidden = -float("inf")
+    rows = [[0, hidden, hidden], [0, 0, hidden], [hidden, hidden, 0]]
+    assert document_bias(torch.tensor([[4, 4, 7]])).tolist() == [[rows]]
 
 
 def test_compiled_it_keeps_no_scores_for_the_backward_pass() -> None:
