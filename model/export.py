@@ -53,7 +53,7 @@ def export(source: Path, target: Path, root: Path = Path()) -> None:
     if target.resolve().is_relative_to(source.resolve()):
         raise ExportError(f"'{target}' is inside the model folder: name a folder elsewhere")
     if not source.is_dir():
-        raise ExportError(f"no model folder '{source}': run `dvc repro`, or `dvc pull`")
+        raise ExportError(f"no model folder '{source}': run `dvc repro`")
     lock = read_lock(root)
     check(source, root, lock)
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.transformer import Attention, RMSNorm, Transformer
 
 # Queries of a chunk. Fewer make small products, more compute what is hidden and hold more scores.
-LEAST_CHUNK, CHUNKS = 128, 16
+LEAST_CHUNK, CHUNKS = 128, 32
 Context = Any  # of torch.autograd.Function
 
 
@@ -45,7 +45,7 @@ def document_bias(documents: Tensor) -> Tensor:
 class _SoftmaxAttention(torch.autograd.Function):
     """Queries in chunks that see no key behind them; their scores are made, used and dropped, and
     made again for the gradients (Dao et al. 2022). Softmax and its gradient are one kernel each,
-    which read and write bfloat16 and compute in float32."""
+    which read and write bfloat16 and compute in float32; the scores themselves are bfloat16."""
 
     @staticmethod
     def forward(ctx: Context, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -153,5 +153,5 @@ def _copy(x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x`` (…, width) by its root mean square, times ``weight`` (width); computed in float32."""
-    output: Tensor = _RMSNorm.apply(x, weight, eps)
+    output: Tensor = _RMSNorm.apply(x, weight.to(x.dtype), eps)
     return output

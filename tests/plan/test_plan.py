@@ -26,7 +26,7 @@ from stages.errors import SettingsError
 from stages.plan.__main__ import Plan, options, reckon
 from stages.plan.burst import measure
 from stages.plan.cautions import usual_lr
-from stages.plan.memory import Memory, estimate
+from stages.plan.memory import Memory, _Alive, estimate
 from stages.plan.settings import overridden, settle
 from stages.plan.sizes import optimizer_bytes, parameters
 from stages.runtime import RuntimeParams
@@ -584,3 +584,19 @@ def test_the_estimate_matches_the_largest_real_tensors() -> None:
     loss.backward()
     # What is kept from forward to backward, and a few temporaries.
     assert kept <= counted <= 1.5 * kept
+
+
+def test_float16_on_a_cpu_attends_as_torch_does() -> None:
+    """Its network is built as one in bfloat16, which attends in chunks."""
+    config = ModelConfig(64, 64, 1, 8, 8, 64, 1024)
+    runtime = RuntimeParams(**tiny_params()["runtime"])
+    train = train_params(batch_size=2, grad_accum_steps=1, document_mask=True)
+    network = TrainingLoss(Transformer(config), torch.float16)
+    train_eagerly(network.model, torch.float16)
+    ids = torch.zeros(2, 1024, dtype=torch.int64)
+    with _Alive() as alive:
+        network(ids, ids, ids).backward()
+        gradients = sum(4 * p.numel() for p in network.parameters())
+        real = alive.most() - gradients
+    counted = estimate(config, train, runtime, torch.float16, 1).activations
+    assert counted == pytest.approx(real, rel=0.1)

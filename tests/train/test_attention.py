@@ -127,7 +127,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel(
 
 
 @either
-def test_large_scores_lose_no_more_than_in_the_fused_kernel(how: Chunked) -> None:
+def test_large_scores_in_float32_lose_no_more_than_in_the_fused_kernel(how: Chunked) -> None:
     q, k, v, grad = make_inputs(1, 2, 1, 40, 8, torch.float32, 0)
     inputs = (q * 100, k * 100, v, grad)
     doubles = (inputs[0].double(), inputs[1].double(), v.double(), grad.double())
