@@ -6,6 +6,7 @@ depends on nothing else in the file. ``stages.check`` reads them all.
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -25,6 +26,18 @@ class Section(BaseModel):
     """Base of the schemas: unknown keys and silent conversions are errors, values are final."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def left_behind(path: Path) -> str:
+    """What an error line adds when ``path`` is not there, but is in the repository that this folder
+    is a copy of (DVC runs queued experiments in one)."""
+    root = os.environ.get("DVC_ROOT", "")
+    if not root or path.is_absolute() or path.exists() or not Path(root, path).exists():
+        return ""
+    return (
+        " in this copy of the repository, which has what git tracks: "
+        f"name it by its whole path, {Path(root, path)}"
+    )
 
 
 class _Loader(yaml.SafeLoader):

@@ -171,6 +171,30 @@ def test_a_key_of_data_counts_for_its_kind_of_source_alone(
         check(values)
 
 
+@pytest.mark.parametrize(
+    ("key", "file"), [("data.path", "chats.jsonl"), ("tokenizer.path", "own/tokenizer.json")]
+)
+def test_what_a_queued_run_was_not_given_is_told(
+    key: str, file: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}\n", encoding="utf-8")
+    put(values, "data.name", "local")
+    put(values, "data.path", "README.md")
+    put(values, key, file)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    with pytest.raises(SettingsError) as caught:
+        check(values)
+    assert "copy" not in str(caught.value)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with pytest.raises(SettingsError) as caught:
+        check(values)
+    said = str(caught.value)
+    assert f"{key}: '{file}' " in said
+    assert "in this copy of the repository, which has what git tracks: name it by its" in said
+    assert said.endswith(f"whole path, {tmp_path / file}")
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_missing_section_or_key_is_named(section: str, values: dict[str, Any]) -> None:
     if isinstance(values[section], dict):

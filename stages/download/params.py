@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.download.folders import TRAIN, files_below, files_of_split
 from stages.download.formats import AUTO, COLUMNS, FORMATS
-from stages.params import Section
+from stages.params import Section, left_behind
 
 EMBEDDED = "chitchat"
 LOCAL = "local"
@@ -65,7 +65,7 @@ class DataParams(Section):
         if not (path.is_file() or path.is_dir()):
             home = ": give the whole path, ~ is not expanded" if self.path.startswith("~") else ""
             what = "is neither a file nor a folder" if path.exists() else "does not exist"
-            raise ValueError(f"path: '{self.path}' {what}{home}")
+            raise ValueError(f"path: '{self.path}' {what}{home or left_behind(path)}")
         return self
 
     @model_validator(mode="after")

@@ -284,7 +284,9 @@ def _where(found: Inputs) -> Iterator[str]:
 
 
 def _losses(rows: Rows, head: str, names: Sequence[str]) -> Iterator[str]:
-    most = max((float(row["loss"]) for row in rows), default=0.0)
+    # Nats a token move with which tokens stand where.
+    drawn = "bits_per_byte" if all(row["bits_per_byte"] for row in rows) else "loss"
+    most = max((float(row[drawn]) for row in rows), default=0.0)
     yield from _columns(
         (head, "tokens", "nats a token", "bits per byte", ""),
         (
@@ -293,7 +295,7 @@ def _losses(rows: Rows, head: str, names: Sequence[str]) -> Iterator[str]:
                 int(row["tokens"]),
                 row["loss"],
                 row["bits_per_byte"] or None,
-                bar(float(row["loss"]), most),
+                bar(float(row[drawn]), most),
             )
             for row, name in zip(rows, names, strict=True)
         ),

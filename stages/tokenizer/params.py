@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from stages.params import Section
+from stages.params import Section, left_behind
 
 # Control tokens and the 256 bytes. Stated here so that checking settings needs no `tokenizers`;
 # a test compares it with the tokenizer's own count.
@@ -30,7 +30,8 @@ class TokenizerParams(Section):
         if value == LEARNT or (path.suffix == ".json" and path.is_file()):
             return value
         if not path.is_dir():
-            raise ValueError(f"'{value}' is no folder and no {FILE}: name one, or {LEARNT}")
+            hint = left_behind(path) or f": name one, or {LEARNT}"
+            raise ValueError(f"'{value}' is no folder and no {FILE}{hint}")
         if not (path / FILE).is_file():
             raise ValueError(f"there is no {FILE} in '{value}'")
         return value
