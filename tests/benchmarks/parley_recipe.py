@@ -1,4 +1,4 @@
-"""Parley's recipe for a number of seconds: ``parley_recipe SECONDS [key=value …]``.
+"""Parley's recipe for a number of seconds: ``parley_recipe SECONDS [eager] [key=value …]``.
 
 ``time_to_loss`` calls it. How many steps fit, and so how far the schedule has come, is told anew at
 each step by the pace so far: at the end, by the clock.
@@ -18,7 +18,7 @@ from tests.benchmarks.parley import Sections, build_engine, settle, start_ours
 from tests.benchmarks.recipe import SHAPE, Corpus, compile_now
 
 WITHOUT_END = 10**9  # steps; the clock ends them
-# In place of params.yaml's own, unless the command line says otherwise.
+# In place of params.yaml's own, unless the command line says otherwise (or `eager`: none of it).
 RECIPE: Sections = {
     "model": {
         "d_model": SHAPE.d_model,
@@ -37,7 +37,8 @@ RECIPE: Sections = {
 
 def main() -> None:
     budget = float(sys.argv[1])
-    model_params, params = settle(RECIPE, sys.argv[2:])
+    eager = sys.argv[2:3] == ["eager"]
+    model_params, params = settle({} if eager else RECIPE, sys.argv[3 if eager else 2 :])
     start_ours()
     corpus = Corpus.read()
     manifest = corpus.manifest

@@ -16,7 +16,6 @@ from tests.benchmarks.children import ChildFailed, run_child
 from tests.benchmarks.contenders import missing
 
 BEST_LR = 6e-3  # of 1e-3, 3e-3 and 6e-3, at 1,100 steps
-AS_COMMITTED = ("train.compile=false", "model.qk_norm=false")  # what parley_recipe.RECIPE changes
 
 
 def show(name: str, result: dict[str, Any]) -> None:
@@ -50,19 +49,16 @@ def main() -> None:
 
     results: dict[str, dict[str, Any]] = {}
     seconds = options.seconds
-    theirs_too = ("eager",) if options.eager else ()
-    ours_too = AS_COMMITTED if options.eager else ()
+    how = ("eager",) if options.eager else ()
     print("| recipe | bits per byte | seconds | steps | tokens | parameters |")
     print("|---|---:|---:|---:|---:|---:|", flush=True)
     try:
         if seconds is None:
-            theirs = run_child(
-                "tests.benchmarks.nanogpt_recipe", options.steps, options.lr, *theirs_too
-            )
+            theirs = run_child("tests.benchmarks.nanogpt_recipe", options.steps, options.lr, *how)
             results["nanogpt"] = theirs
             show("nanogpt", theirs)
             seconds = theirs["seconds"]
-        ours = run_child("tests.benchmarks.parley_recipe", seconds, *ours_too, *options.settings)
+        ours = run_child("tests.benchmarks.parley_recipe", seconds, *how, *options.settings)
     except ChildFailed as failure:
         sys.exit(f"time_to_loss: {failure}")
     results["parley"] = ours

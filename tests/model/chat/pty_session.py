@@ -9,11 +9,13 @@ import subprocess
 import termios
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from tests.model.tiny import ROOT
 
 SOON = 60.0  # seconds after which a test gives up; nothing is judged by it
+NUDGE = 1.0  # seconds without an answer after which a key is pressed
 
 
 class PtySession:
@@ -39,19 +41,30 @@ class PtySession:
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def expect(self, pattern: str) -> re.Match[str]:
-        """Waits for ``pattern`` in what was shown since the last match."""
+    def expect(self, pattern: str, nudge: str = "") -> re.Match[str]:
+        """Waits for ``pattern`` in what was shown since the last match.
+
+        ``nudge`` is pressed whenever nothing comes: a signal that reaches CPython just before it
+        waits for a key is seen with the next one.
+        """
         deadline = time.monotonic() + SOON
         while not (match := re.compile(pattern).search(self.shown, self._seen)):
             left = deadline - time.monotonic()
             assert left > 0, f"no {pattern!r} in {self.shown[self._seen :]!r}"
-            if select.select([self._master], [], [], left)[0]:
+            if select.select([self._master], [], [], min(left, NUDGE) if nudge else left)[0]:
                 self.shown += self._read()
+            else:
+                self.press(nudge)
         self._seen = match.end()
         return match
 
-    def end(self) -> int:
-        """Waits for the command's exit code."""
+    def end(self, nudge: str = "") -> int:
+        """Waits for the command's exit code; ``nudge`` as in ``expect``."""
+        deadline = time.monotonic() + SOON
+        while nudge and time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(NUDGE)
+            self.press(nudge)
         return self.process.wait(SOON)
 
     def _read(self) -> str:
