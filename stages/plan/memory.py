@@ -24,17 +24,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.config import DRAWN, ModelConfig
-from model.transformer import RMSNorm, Transformer
+from model.transformer import RMSNorm
 from stages.plan.sizes import FLOAT
 from stages.scoring import LOGITS_PER_BATCH
-from stages.train import eager, loss, muon
 from stages.train import engine as engines
+from stages.train import loss, muon
 from stages.train import processes as spreading
 from stages.train.data_order import Batch
 from stages.train.engine import build
 from stages.train.meter import Meter
 from stages.train.params import TrainParams
-from stages.train.precision import Precision
+from stages.train.precision import DTYPES, Precision
 from stages.train.processes import Processes, own_part
 
 BFLOAT = 2
@@ -137,18 +137,13 @@ class _NormOfGpu(torch.autograd.Function):
 
 
 @contextmanager
-def _as_on(kind: str, dtype: torch.dtype) -> Iterator[None]:
+def _as_on(kind: str) -> Iterator[None]:
     """Fake tensors are on a CPU: what else a GPU does to them is put in its place."""
     with ExitStack() as stack:
         for sizes in (loss.LOGITS_PER_PIECE, muon.TOGETHER):
             stack.enter_context(patch.dict(sizes, cpu=sizes.get(kind, sizes["cpu"])))
-
-        def train_eagerly(model: Transformer, built: torch.dtype) -> None:
-            """On a CPU alone; float16 is built as bfloat16, but attends in another way."""
-            if kind == "cpu":
-                eager.train_eagerly(model, dtype)
-
-        stack.enter_context(patch.object(engines, "train_eagerly", train_eagerly))
+        if kind != "cpu":
+            stack.enter_context(patch.object(engines, "train_eagerly", lambda *_: None))
         if kind == "cuda":
 
             def norm(module: RMSNorm, x: Tensor) -> Tensor:
@@ -189,7 +184,7 @@ def estimate(
 
     ``kind`` is that of the device. Raises SettingsError for settings that don't go together.
     """
-    names: dict[torch.dtype, Any] = {torch.float32: False, torch.bfloat16: "bf16"}
+    names = {low: name for name, low in DTYPES.items()}
     sharded = processes > 1 and runtime.parallel == "fsdp"
     # FSDP has no copies that stay: it gathers in the dtype of the products.
     low = train.bf16_weights and dtype == torch.bfloat16 and not sharded
@@ -199,7 +194,7 @@ def estimate(
             "compile": False,
             "init_from": DRAWN,
             "bf16_weights": False,
-            "mixed_precision": names.get(dtype, "bf16"),
+            "mixed_precision": names.get(dtype, False),
         }
     )
     device = torch.device("cpu")
@@ -207,12 +202,7 @@ def estimate(
     passes = min(2, train.sequences_per_process(processes) // rows)
     alive = _Alive()
     # DDP's gradients lie in its buckets: a process needs as much as one alone.
-    with (
-        _first_of(processes if sharded else 1) as first,
-        FakeTensorMode(),
-        alive,
-        _as_on(kind, dtype),
-    ):
+    with _first_of(processes if sharded else 1) as first, FakeTensorMode(), alive, _as_on(kind):
         engine = build(config, plain, runtime, 0, device, first, Meter(device))
         network = engine.spread_network
         weights = FLOAT * sum(own_part(weight).numel() for weight in engine.model.parameters())

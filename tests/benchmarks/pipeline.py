@@ -16,6 +16,7 @@ import yaml
 from tests.conftest import TINY, Run, make_clone, runner
 
 Stages = dict[str, dict[str, Any]]
+Change = Callable[[Stages, dict[str, Any]], None]  # of dvc.yaml's stages, given params.yaml
 
 
 def seconds(run: Run, *command: str) -> float:
@@ -69,7 +70,7 @@ def drop_all(stages: Stages, params: dict[str, Any]) -> None:
 
 
 # What a pipeline would be spared that named less: where the time of a `dvc repro` goes.
-LESS: dict[str, Callable[[Stages, dict[str, Any]], None]] = {
+LESS: dict[str, Change] = {
     "paths written out instead of ${…}": write_paths_out,
     "no code among the dependencies": drop_code,
     "no params": drop_params,
@@ -77,7 +78,7 @@ LESS: dict[str, Callable[[Stages, dict[str, Any]], None]] = {
 }
 
 
-def with_less(source: Path, folder: Path, change: Callable[[Stages, dict[str, Any]], None]) -> Run:
+def with_less(source: Path, folder: Path, change: Change) -> Run:
     """A copy of a pipeline that has run, its dvc.yaml changed and taken as it is."""
     shutil.copytree(source, folder, symlinks=True)
     file = folder / "dvc.yaml"

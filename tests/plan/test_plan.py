@@ -587,7 +587,7 @@ def test_the_estimate_matches_the_largest_real_tensors() -> None:
 
 
 def test_float16_on_a_cpu_attends_as_torch_does() -> None:
-    """Its network is built as one in bfloat16, which attends in chunks."""
+    """In bfloat16 it attends in chunks."""
     config = ModelConfig(64, 64, 1, 8, 8, 64, 1024)
     runtime = RuntimeParams(**tiny_params()["runtime"])
     train = train_params(batch_size=2, grad_accum_steps=1, document_mask=True)
