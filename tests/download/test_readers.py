@@ -704,9 +704,9 @@ def test_a_long_line_of_json_is_not_held_whole_to_see_what_it_is(
 @pytest.mark.parametrize(
     ("content", "suffix"),
     [
-        (gzip.compress(b'{"text": "a"}'), ".gz"),
-        (zstd(b'{"text": "a"}'), ".zst"),
-        (parquet_bytes([{"text": "a"}]), ".parquet"),
+        pytest.param(gzip.compress(b'{"text": "a"}'), ".gz", id="gz"),  # bytes that hold the time
+        pytest.param(zstd(b'{"text": "a"}'), ".zst", id="zst"),
+        pytest.param(parquet_bytes([{"text": "a"}]), ".parquet", id="parquet"),
     ],
 )
 def test_a_file_whose_name_hides_what_it_is_is_named(
