@@ -95,8 +95,7 @@ class Updater:
 
     def _backward(self, step: int, batch: Batch, tokens: int) -> float:
         """Leaves gradients of the mean loss and returns this process's summed loss."""
-        # Processes' gradients are averaged, so each counts for as many.
-        factor = self.processes.count / tokens
+        factor = 1 / tokens
         parts = batch.split(self.sequences_per_pass)
         losses: list[Tensor] = []
         for number, part in enumerate(parts, 1):
@@ -124,7 +123,11 @@ class Updater:
         return nullcontext()
 
     def _clip(self) -> float:
-        """Scales the gradients down to the limit; returns their global norm before."""
+        """Scales the gradients down to the limit; returns their global norm before.
+
+        Processes' gradients come averaged and leave as the sum. To multiply the loss instead would
+        make float16 overflow where one process does not.
+        """
         for optimizer in self.optimizers:
             self.precision.scaler.unscale_(optimizer)
         sharded = any(isinstance(p, DTensor) for p in self.parameters)
@@ -132,9 +135,12 @@ class Updater:
         squares = np.array([global_norm(gradients) ** 2])
         if sharded:
             self.processes.total(squares)
-        norm = math.sqrt(squares[0]) if squares[0] >= 0 else math.nan
+        norm = self.processes.count * math.sqrt(squares[0]) if squares[0] >= 0 else math.nan
+        factor = float(self.processes.count)
         if self.grad_clip and norm > self.grad_clip:
-            torch._foreach_mul_(gradients, self.grad_clip / norm)
+            factor *= self.grad_clip / norm
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
         return norm
 
 
