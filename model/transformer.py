@@ -205,6 +205,13 @@ class Transformer(nn.Module):
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
+    def attend_by(self, attend: Attend, document_mask: DocumentMask) -> None:
+        """Has all blocks attend so, given what ``document_mask`` makes of documents."""
+        self.document_mask = document_mask
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.attend = attend
+
     def num_parameters(self) -> int:
         """Number of weights; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -16,6 +16,16 @@ from torch import Tensor
 LEAST_CHUNK, CHUNKS = 128, 4
 
 
+def chunks(length: int, most: int) -> list[tuple[int, int]]:
+    """Bounds of the chunks of queries, at most ``most``.
+
+    Smaller ones than LEAST_CHUNK make small products; the larger, the more scores are held, and
+    computed although they are hidden.
+    """
+    size = max(LEAST_CHUNK, -(-length // most))
+    return [(first, min(first + size, length)) for first in range(0, length, size)]
+
+
 def document_starts(documents: Tensor) -> Tensor:
     """Where the document of each token begins, int32, from its number; both (batch, length).
 
@@ -66,7 +76,7 @@ class _ChunkedAttention(torch.autograd.Function):
         q = q.reshape(groups, shared, length, width)
         k, v = k.reshape(groups, length, width), v.reshape(groups, length, width)
         outputs, sums = [], []
-        for first, last in _chunks(length):
+        for first, last in chunks(length, CHUNKS):
             count = last - first
             part = q[:, :, first:last].reshape(groups, shared * count, width)
             scores = _scores(part, k[:, :last], starts, first, count)
@@ -91,7 +101,7 @@ class _ChunkedAttention(torch.autograd.Function):
         q_grads = []
         k_grad = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
         v_grad = torch.zeros_like(k_grad)
-        for first, last in _chunks(length):
+        for first, last in chunks(length, CHUNKS):
             count = last - first
             rows = (groups, shared * count, -1)
             part, part_grad, part_log_sums, part_row_sums = (
@@ -113,11 +123,6 @@ class _ChunkedAttention(torch.autograd.Function):
             v_grad.to(v.dtype).view(shape),
             None,
         )
-
-
-def _chunks(length: int) -> list[tuple[int, int]]:
-    size = max(LEAST_CHUNK, -(-length // CHUNKS))
-    return [(first, min(first + size, length)) for first in range(0, length, size)]
 
 
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from model.transformer import Attend, Attention, DocumentMask, Transformer
 from stages.errors import SettingsError
 from stages.train.attention import chunked_attention, document_starts
 from stages.train.flex import FlexibleAttention, serves
@@ -126,7 +125,7 @@ def compile_network(network: TrainingLoss, by_block: bool) -> None:
     options: dict[str, Any] = {}
     kind = model.embedding.weight.device.type
     if kind == "cpu":
-        attend_by(model, chunked_attention, document_starts)
+        model.attend_by(chunked_attention, document_starts)
     elif kind == "cuda":
         # Else it would choose among kernels by how long each takes, and they round differently.
         options = {"deterministic": True}
@@ -134,7 +133,7 @@ def compile_network(network: TrainingLoss, by_block: bool) -> None:
             attention = FlexibleAttention(
                 model.config.seq_len, model.embedding.weight.device, by_block
             )
-            attend_by(model, attention, attention.document_mask)
+            model.attend_by(attention, attention.document_mask)
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, fullgraph=True, dynamic=False, options=options)
@@ -146,11 +145,3 @@ def compile_network(network: TrainingLoss, by_block: bool) -> None:
     else:
         network.features = compiled(model.features)
     network.piece = compiled(piece_loss)
-
-
-def attend_by(model: Transformer, attend: Attend, document_mask: DocumentMask) -> None:
-    """Has all blocks of ``model`` attend so, given what ``document_mask`` makes of documents."""
-    model.document_mask = document_mask
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.attend = attend

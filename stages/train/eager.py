@@ -13,23 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.transformer import Attention, RMSNorm, Transformer
+from model.transformer import RMSNorm, Transformer
+from stages.train.attention import chunks
 
-# Queries of a chunk. Fewer make small products, more compute what is hidden and hold more scores.
-LEAST_CHUNK, CHUNKS = 128, 32
+CHUNKS = 64
 Context = Any  # of torch.autograd.Function
 
 
 def train_eagerly(model: Transformer, dtype: torch.dtype) -> None:
     """Has ``model`` on a CPU, whose activations have ``dtype``, compute as this module does."""
-    low = dtype == torch.bfloat16
-    if low:
-        model.document_mask = document_bias
+    if dtype == torch.bfloat16:
+        model.attend_by(softmax_attention, document_bias)
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.normalise = rms_norm
-        elif isinstance(module, Attention) and low:
-            module.attend = softmax_attention
 
 
 def document_bias(documents: Tensor) -> Tensor:
@@ -54,7 +51,7 @@ class _SoftmaxAttention(torch.autograd.Function):
         q = (q * width**-0.5).reshape(groups, shared, length, width)
         k, v = k.reshape(groups, length, width), v.reshape(groups, length, width)
         output = torch.empty_like(q)
-        for first, last in _chunks(length):
+        for first, last in chunks(length, CHUNKS):
             softmax = _softmax(q, k, bias, first, last)
             output[:, :, first:last] = _by_head(torch.bmm(softmax, v[:, :last]), shared)
         ctx.save_for_backward(q, k, v, bias)
@@ -69,7 +66,7 @@ class _SoftmaxAttention(torch.autograd.Function):
         q_grad = torch.empty_like(q)
         k_grad = torch.zeros(k.shape, dtype=torch.float32)
         v_grad = torch.zeros(v.shape, dtype=torch.float32)
-        for first, last in _chunks(length):
+        for first, last in chunks(length, CHUNKS):
             softmax = _softmax(q, k, bias, first, last)
             part, part_grad = _rows(q, first, last), _rows(grad, first, last)
             softmax_grad = torch.bmm(part_grad, v[:, :last].transpose(1, 2))
@@ -106,11 +103,6 @@ def _rows(x: Tensor, first: int, last: int) -> Tensor:
 
 def _by_head(rows: Tensor, shared: int) -> Tensor:
     return rows.unflatten(1, (shared, -1))
-
-
-def _chunks(length: int) -> list[tuple[int, int]]:
-    size = max(LEAST_CHUNK, -(-length // CHUNKS))
-    return [(first, min(first + size, length)) for first in range(0, length, size)]
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

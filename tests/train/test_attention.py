@@ -1,7 +1,5 @@
 """Attention in chunks, compiled or not, is that of torch's kernels, and so are its gradients."""
 
-from types import ModuleType
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,13 +8,13 @@ from torch import Tensor
 
 from model.transformer import Attend, DocumentMask, document_mask, fused_attention
 from stages.train import attention, eager
-from stages.train.attention import chunked_attention, document_starts
+from stages.train.attention import chunked_attention, chunks, document_starts
 from stages.train.eager import document_bias, softmax_attention
 
-Chunked = tuple[ModuleType, Attend, DocumentMask]
+Chunked = tuple[Attend, DocumentMask]
 IN_CHUNKS: list[Chunked] = [
-    (attention, chunked_attention, document_starts),
-    (eager, softmax_attention, document_bias),
+    (chunked_attention, document_starts),
+    (softmax_attention, document_bias),
 ]
 either = pytest.mark.parametrize("how", IN_CHUNKS, ids=["compiled", "eager"])
 
@@ -57,7 +55,7 @@ def chunked(
     how: Chunked, inputs: tuple[Tensor, Tensor, Tensor, Tensor], documents: Tensor | None
 ) -> list[Tensor]:
     """The same in chunks."""
-    _, attend, mask_of = how
+    attend, mask_of = how
     mask = None if documents is None else mask_of(documents)
     return forward_and_backward(attend, inputs, mask)
 
@@ -66,7 +64,7 @@ HEADS = [(1, 1), (4, 4), (4, 2), (6, 2), (4, 1)]
 
 
 @either
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 3),
     heads=st.sampled_from(HEADS),
@@ -90,7 +88,7 @@ def test_output_and_gradients_are_those_of_the_fused_kernel(
     documents = random_documents(batch, length, seed) if masked else None
     expected = fused(inputs, documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(how[0], "LEAST_CHUNK", chunk)
+        patch.setattr(attention, "LEAST_CHUNK", chunk)
         given_ = chunked(how, inputs, documents)
     for ours, theirs in zip(given_, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
@@ -139,14 +137,13 @@ def test_large_scores_in_float32_lose_no_more_than_in_the_fused_kernel(how: Chun
         assert error < 3 * allowed + 1e-6
 
 
-@either
-@given(st.integers(1, 5000))
-def test_chunks_are_neighbours_and_few(how: Chunked, length: int) -> None:
-    chunks = how[0]._chunks(length)
-    assert [first for first, _ in chunks] == [0, *(last for _, last in chunks[:-1])]
-    assert chunks[-1][1] == length
-    assert len(chunks) <= how[0].CHUNKS
-    assert all(first < last for first, last in chunks)
+@given(st.integers(1, 10_000), st.sampled_from([attention.CHUNKS, eager.CHUNKS]))
+def test_chunks_are_neighbours_and_few(length: int, most: int) -> None:
+    bounds = chunks(length, most)
+    assert [first for first, _ in bounds] == [0, *(last for _, last in bounds[:-1])]
+    assert bounds[-1][1] == length
+    assert len(bounds) <= most
+    assert all(first < last for first, last in bounds)
 
 
 def test_documents_are_known_by_where_they_begin() -> None:
@@ -156,7 +153,7 @@ def test_documents_are_known_by_where_they_begin() -> None:
 
 @either
 def test_what_it_cannot_do_is_refused(how: Chunked) -> None:
-    _, attend, _ = how
+    attend, _ = how
     q, k, v, _ = make_inputs(1, 1, 1, 4, 2, torch.float32, 0)
     with pytest.raises(AssertionError):
         attend(q, k, v, None, False)

@@ -30,7 +30,7 @@ def normalise(
     return output.detach(), x_grad, weight_grad
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.integers(1, 5), min_size=1, max_size=3),
     width=st.integers(1, 70),

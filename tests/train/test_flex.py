@@ -15,7 +15,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from model.config import ModelConfig
 from model.transformer import Transformer, document_mask, fused_attention
 from stages.train.checkpointing import checkpoint_activations
-from stages.train.compiling import attend_by
 from stages.train.flex import LEAST_HEAD, FlexibleAttention, serves
 from stages.train.loss import TrainingLoss
 
@@ -66,7 +65,7 @@ def test_losses_and_gradients_are_those_of_torchs_kernels_and_it_compiles_once(
     nats = network(*given[0], per_token=True).detach()
 
     model, attention = network.model, FlexibleAttention(LENGTH, "cpu", by_block)
-    attend_by(model, attention, attention.document_mask)
+    model.attend_by(attention, attention.document_mask)
     checkpoint_activations(model, how)
     if by_block:
         attention.create = traced(create_block_mask)
