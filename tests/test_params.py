@@ -172,16 +172,26 @@ def test_a_key_of_data_counts_for_its_kind_of_source_alone(
 
 
 @pytest.mark.parametrize(
-    ("key", "file"), [("data.path", "chats.jsonl"), ("tokenizer.path", "own/tokenizer.json")]
+    ("key", "named", "file"),
+    [
+        ("data.path", "chats.jsonl", "chats.jsonl"),
+        ("tokenizer.path", "own/tokenizer.json", "own/tokenizer.json"),
+        ("train.init_from", "own", "own/config.json"),
+    ],
 )
 def test_what_a_queued_run_was_not_given_is_told(
-    key: str, file: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str,
+    named: str,
+    file: str,
+    values: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("{}\n", encoding="utf-8")
     put(values, "data.name", "local")
     put(values, "data.path", "README.md")
-    put(values, key, file)
+    put(values, key, named)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     with pytest.raises(SettingsError) as caught:
         check(values)
@@ -190,9 +200,9 @@ def test_what_a_queued_run_was_not_given_is_told(
     with pytest.raises(SettingsError) as caught:
         check(values)
     said = str(caught.value)
-    assert f"{key}: '{file}' " in said
+    assert f"{key}: '{named}' " in said
     assert "in this copy of the repository, which has what git tracks: name it by its" in said
-    assert said.endswith(f"whole path, {tmp_path / file}")
+    assert said.endswith(f"whole path, {tmp_path / named}")
 
 
 @pytest.mark.parametrize("section", SECTIONS)

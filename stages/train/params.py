@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model.config import DRAWN, ModelConfig, check_heads
 from stages.errors import SettingsError
-from stages.params import Section
+from stages.params import Section, left_behind
 
 FSDP_IN_FP16 = (
     "runtime.parallel: fsdp has no gradient scaler for fp16: use ddp, or train.mixed_precision bf16"
@@ -83,7 +83,8 @@ class TrainParams(Section):
     @classmethod
     def _start_exists(cls, value: str) -> str:
         if value != DRAWN and not Path(value).is_dir():
-            raise ValueError(f"'{value}' is no folder: name a model folder, or {DRAWN}")
+            hint = left_behind(Path(value)) or f": name a model folder, or {DRAWN}"
+            raise ValueError(f"'{value}' is no folder{hint}")
         return value
 
     @model_validator(mode="after")
