@@ -35,7 +35,7 @@ def test_dtype_is_the_smaller_that_holds_every_id(vocab_size: int, name: str) ->
     assert vocab_size - 1 <= np.iinfo(dtype).max
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), documents(), st.integers(1, 30))
 def test_any_stretch_reads_as_if_the_files_were_one(
     tmp_path_factory: pytest.TempPathFactory,
@@ -74,7 +74,7 @@ def test_an_empty_split_is_an_empty_stream(tmp_path: Path) -> None:
     assert stream.read(0, 0).tolist() == []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), documents(longest=12), st.integers(1, 30), st.integers(1, 9))
 def test_assistant_mask_is_that_of_a_scan_from_the_beginning(
     tmp_path_factory: pytest.TempPathFactory,

@@ -232,7 +232,7 @@ def test_a_stream_without_predictions_scores_nothing(model: Transformer, tmp_pat
     assert score(model, document_stream(tmp_path, [])) == Score()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(documents(), st.integers(1, 20), st.integers(0, 200) | st.none())
 def test_windows_predict_each_token_once_from_its_predecessors(
     tmp_path_factory: pytest.TempPathFactory,

@@ -11,22 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, settings
 
 from stages.conversations import Message
 from stages.download.collect import collect
 from stages.download.params import EMBEDDED_MARKER, LOCAL, DataParams
 from stages.download.rows import Row
 from tests.closure import ROOT
-
-# The same examples every time, and none too slow: machines differ.
-PROPERTY = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
 
 DEFAULTS: dict[str, Any] = {
     "name": "local",

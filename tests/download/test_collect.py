@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.conversations import Message
@@ -15,7 +15,6 @@ from stages.download import collect as collecting
 from stages.download.rows import BadRow, Row, Rows
 from stages.errors import DataError, SettingsError
 from tests.download.conftest import (
-    PROPERTY,
     Collect,
     Collected,
     chat,
@@ -53,7 +52,7 @@ _rows = st.lists(st.integers(0, 60), min_size=1, max_size=40).map(
 )
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(rows=_rows, more=_rows, shuffle=st.randoms(use_true_random=False), data=st.data())
 def test_no_other_row_moves_a_conversation_across_the_split(
     collected: Collect,
@@ -381,7 +380,7 @@ _anything: st.SearchStrategy[Row] = st.one_of(
 )
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(rows=st.lists(_anything, max_size=30), subset=st.none() | st.integers(1, 10))
 def test_the_report_accounts_for_every_row(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], subset: int | None

@@ -3,11 +3,10 @@
 import hashlib
 import tracemalloc
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.download.digests import KEPT, Digests
-from tests.download.conftest import PROPERTY
 
 # Few different bytes, so that rests and buckets are shared, and ends look like beginnings.
 _digests = st.lists(
@@ -16,7 +15,7 @@ _digests = st.lists(
 )
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(_digests, _digests)
 def test_it_holds_what_was_added_and_nothing_else(added: list[bytes], asked: list[bytes]) -> None:
     digests, plain = Digests(), set[bytes]()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.download.formats import COLUMNS, FORMATS, Malformed, Turn, Unusable, adapt, recognise
-from tests.download.conftest import PROPERTY, chat
+from tests.download.conftest import chat
 
 HELLO: list[Turn] = [("user", "Hello"), ("assistant", "Hi!")]
 SHAREGPT = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi!"}]
@@ -268,7 +268,7 @@ _values = st.recursive(
 _columns = sorted({column for form in FORMATS.values() for some in form.columns for column in some})
 
 
-@settings(PROPERTY, max_examples=300)
+@settings(max_examples=300)
 @given(
     row=st.dictionaries(st.sampled_from([*_columns, "input"]), _values, max_size=4),
     name=st.sampled_from(["auto", *FORMATS]),

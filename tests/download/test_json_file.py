@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.download import json_file
 from stages.download.json_file import read_json
 from stages.download.rows import BadRow, Row
 from stages.errors import DataError
-from tests.download.conftest import PROPERTY
 
 
 @pytest.fixture(params=[1, 7, 64])
@@ -40,7 +39,7 @@ def wanted(records: list[Any]) -> list[tuple[int, Row]]:
     ]
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(
     records=_records,
     indent=st.sampled_from([None, 0, 3]),
@@ -55,7 +54,7 @@ def test_an_array_gives_its_records(
     assert list(read_json(tmp_path / "a.json")) == wanted(records)
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(records=_records, before=_values, after=_values)
 def test_an_object_with_one_list_gives_the_records_of_the_list(
     tmp_path: Path, chunk: int, records: list[Any], before: Any, after: Any
@@ -65,7 +64,7 @@ def test_an_object_with_one_list_gives_the_records_of_the_list(
     assert list(read_json(tmp_path / "a.json")) == wanted(records)
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(records=_records, data=st.data())
 def test_an_array_that_is_cut_is_named_with_the_place(
     tmp_path: Path, chunk: int, records: list[Any], data: st.DataObject

@@ -5,13 +5,12 @@ import itertools
 from collections import Counter
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages.conversations import ROLES, Message, Role
 from stages.download.formats import Malformed, Turn, Unusable
 from stages.download.normalise import content_digest, held_out, normalise
-from tests.download.conftest import PROPERTY
 
 # Every kind of character that str.split takes for white space, controls among them.
 SPACES = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"
@@ -87,7 +86,7 @@ def test_text_that_is_not_unicode_is_malformed(role: Role) -> None:
         normalise([("user", "a"), (role, "half of a pair: \ud83d")])
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(_turns)
 def test_a_conversation_is_normal_after_one_pass(turns: list[Turn]) -> None:
     try:
@@ -102,7 +101,7 @@ def test_a_conversation_is_normal_after_one_pass(turns: list[Turn]) -> None:
     assert (again, changes) == (result, Counter())
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.lists(_words, max_size=4), _spaces, _spaces), max_size=4))
 def test_a_digest_takes_all_white_space_for_the_same(
     contents: list[tuple[list[str], str, str]],
@@ -121,7 +120,7 @@ _conversations = st.lists(
 ).map(lambda turns: messages(*turns))
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(_conversations, _conversations)
 @example(messages(("user", "a"), ("assistant", "b")), messages(("user", "a\x1eassistant\x1fb")))
 @example(messages(("user", "a b")), messages(("user", "ab")))
@@ -139,7 +138,7 @@ def test_about_the_fraction_is_held_out(fraction: float) -> None:
     assert abs(held - fraction * total) < 5 * (total * fraction * (1 - fraction)) ** 0.5
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(st.binary(min_size=32, max_size=32), st.floats(0.001, 0.5), st.floats(0.001, 0.499))
 def test_a_larger_fraction_holds_out_the_same_and_more(
     digest: bytes, fraction: float, more: float

@@ -3,14 +3,13 @@
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.download.report import MOST_LANGUAGES, NAMED_LANGUAGES, Languages, Spread
-from tests.download.conftest import PROPERTY
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 3_000_000), min_size=1, max_size=50))
 def test_a_spread_has_mean_median_and_maximum(counts: list[int]) -> None:
     spread = Spread()

@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.conversations import Message
@@ -13,7 +13,6 @@ from stages.download.collect import collect
 from stages.download.rows import Row
 from stages.errors import DataError, SettingsError
 from tests.download.conftest import (
-    PROPERTY,
     Collect,
     Collected,
     chat,
@@ -243,7 +242,7 @@ _SPACES = [" ", "\n", "\t", "\u2003", "  "]
 _words = st.lists(st.sampled_from(["a", "b", "c", "é", "<|end|>"]), min_size=1, max_size=4)
 
 
-@PROPERTY
+@settings(max_examples=60)
 @given(
     conversations=st.lists(st.lists(_words, min_size=2, max_size=3), min_size=2, max_size=25),
     randomly=st.randoms(use_true_random=False),

@@ -48,7 +48,7 @@ def probabilities(
     return unigram, bigram
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(train=ids, validation=ids, block=st.sampled_from([1, 2, 7, 2**23]))
 @example(train=[], validation=[1, 7, 8], block=2**23)
 @example(train=[1, 7, 8, 1, 7], validation=[], block=2**23)

@@ -54,7 +54,7 @@ letters = st.text("abAB, é東", max_size=24)
 conversations = st.lists(st.lists(letters, min_size=1, max_size=3), max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(train=conversations, validation=conversations, block=st.sampled_from([1, 20, 2**21]))
 def test_shares_are_those_of_looking_at_every_substring(
     train: list[list[str]], validation: list[list[str]], block: int

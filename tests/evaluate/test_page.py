@@ -74,7 +74,7 @@ def read(page: str) -> Reader:
     return reader
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=st.text(max_size=40).filter(lambda text: text.isprintable()))
 @example(content="<script>alert(1)</script> & \"quotes\" 'too'")
 @example(content="東京🙂naïve <|user|> é")

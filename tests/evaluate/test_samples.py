@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -120,7 +120,6 @@ characters = st.sampled_from("\\`*_[]()<>#|!&~$+-.:;=\"'{}^1ab \n\té🙂") | st
 )
 
 
-@settings(deadline=None)
 @given(text=st.text(characters, max_size=40))
 @example(text="*a* _b_ `c` [d](e) <f> # g | h")
 @example(text="&lt;b&gt; &amp; &#42; &copy")

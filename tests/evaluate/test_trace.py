@@ -98,7 +98,7 @@ def test_what_a_token_costs_is_what_the_model_says_of_it_alone(
     assert result == score(model, stream)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents(), st.integers(1, 3))
 def test_every_token_knows_its_conversation_message_and_role(
     tmp_path_factory: pytest.TempPathFactory, turns: list[list[Turn]], rows: int

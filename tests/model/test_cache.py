@@ -4,13 +4,13 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from model.cache import KVCache
 from model.transformer import Transformer
-from tests.model.tiny import ATTENTION, examples, lively_transformer, random_ids, tiny_config
+from tests.model.tiny import ATTENTION, lively_transformer, random_ids, tiny_config
 
 LENGTH = 24
 
@@ -47,7 +47,7 @@ def test_cached_logits_are_the_uncached_ones(
     assert cache.length == LENGTH
 
 
-@examples(30)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), seed=st.integers(0, 1000))
 def test_any_division_into_parts_gives_the_same_logits(sizes: list[int], seed: int) -> None:
     model = lively_transformer(seq_len=80)

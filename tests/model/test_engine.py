@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,7 +21,6 @@ from model.transformer import Transformer
 from tests.model.tiny import (
     ATTENTION,
     chat_config,
-    examples,
     lively_transformer,
     random_ids,
 )
@@ -127,7 +126,7 @@ def test_int8_is_the_network_with_weights_rounded_to_int8(backend: str) -> None:
         assert 1e-4 < float((got - exact).abs().max()) < 0.3
 
 
-@examples(50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 1000), scale=st.floats(1e-20, 1e20))
 def test_int8_is_off_by_at_most_half_a_step_of_its_row(seed: int, scale: float) -> None:
     weight = torch.randn(5, 30, generator=torch.Generator().manual_seed(seed)) * scale
@@ -225,7 +224,7 @@ def test_a_reply_is_the_same_alone_in_any_batch_and_streamed(
     assert len({reply.token_ids for reply in together}) > 6
 
 
-@examples(15)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_replies_that_come_and_go_leave_the_others_as_they_are(
     engine: Engine, data: st.DataObject

@@ -3,12 +3,11 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.history import fit_chat, room_for_reply
 from model.tokenizer import ChatTokenizer
-from tests.model.tiny import examples
 
 ROLES = st.sampled_from(["system", "user", "assistant"])
 CHATS = st.lists(
@@ -63,7 +62,7 @@ def test_a_long_last_message_takes_of_the_reply_s_room(tokenizer: ChatTokenizer)
         fit_chat(tokenizer, chat, alone, 1_000)
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(chat=CHATS, seq_len=st.integers(8, 120), new=st.integers(0, 60))
 def test_for_any_conversation(
     tokenizer: ChatTokenizer, chat: list[dict[str, str]], seq_len: int, new: int

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,7 +20,6 @@ from model.sampling import (
     penalise,
     uniform,
 )
-from tests.model.tiny import examples
 
 # Multiples of a quarter, so that ties are common.
 rows = st.lists(st.integers(-40, 40).map(lambda n: n / 4), min_size=1, max_size=30)
@@ -30,7 +29,7 @@ def kept(logits: Tensor) -> list[int]:
     return torch.isfinite(logits).nonzero().flatten().tolist()
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(row=rows, k=st.integers(1, 35))
 def test_top_k_keeps_the_k_largest_and_what_ties_with_the_last(row: list[float], k: int) -> None:
     logits = torch.tensor(row)
@@ -41,7 +40,7 @@ def test_top_k_keeps_the_k_largest_and_what_ties_with_the_last(row: list[float],
     assert torch.equal(result[expected], logits[expected])
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(row=rows, p=st.floats(0.01, 1.0))
 def test_top_p_keeps_the_smallest_set_of_most_probable_tokens_that_reaches_p(
     row: list[float], p: float
@@ -83,7 +82,7 @@ def test_the_nucleus_of_tied_tokens_is_no_larger_than_needed() -> None:
     assert kept(keep_top_p(torch.zeros(10), 0.35)) == [0, 1, 2, 3]
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(row=rows, p=st.floats(0, 1))
 def test_min_p_keeps_what_has_that_share_of_the_largest_probability(
     row: list[float], p: float
@@ -99,7 +98,7 @@ def test_min_p_keeps_what_has_that_share_of_the_largest_probability(
     assert row.index(max(row)) in inside
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(row=rows, seen=st.lists(st.integers(0, 29)), penalty=st.floats(0.1, 10))
 def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones(
     row: list[float], seen: list[int], penalty: float
@@ -112,7 +111,7 @@ def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_
     torch.testing.assert_close(penalise(torch.tensor(row), seen, penalty), torch.tensor(expected))
 
 
-@examples(100)
+@settings(max_examples=100)
 @given(row=rows, top_k=st.none() | st.integers(1, 5), top_p=st.floats(0.01, 1.0))
 def test_temperature_zero_takes_the_largest(
     row: list[float], top_k: int | None, top_p: float
@@ -153,7 +152,7 @@ def test_the_distribution_is_that_of_the_definition(
     torch.testing.assert_close(made, torch.tensor(expected) / sum(expected))
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(weights=st.lists(st.integers(0, 8), min_size=1, max_size=12), u=st.floats(0, 1))
 def test_a_draw_is_where_the_cumulative_sum_passes_the_number(weights: list[int], u: float) -> None:
     if not any(weights) or u == 1:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
@@ -14,7 +14,6 @@ from model.tokenizer import ChatTokenizer
 from tests.model.tiny import (
     chat_config,
     conversations,
-    examples,
     hostile_text,
     lively_transformer,
     write_folder,
@@ -36,7 +35,7 @@ def peer(
     return AutoTokenizer.from_pretrained(folder)
 
 
-@examples(150)
+@settings(max_examples=150)
 @given(messages=conversations, add_generation_prompt=st.booleans())
 def test_transformers_renders_the_same_ids(
     peer: Any,
@@ -85,7 +84,7 @@ def test_a_generation_prompt_is_the_assistants_role_token(tokenizer: ChatTokeniz
     ]
 
 
-@examples(300)
+@settings(max_examples=300)
 @given(text=hostile_text)
 def test_escaping_hides_every_control_token_and_can_be_undone(text: str) -> None:
     escaped = escape(text)

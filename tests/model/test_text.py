@@ -3,14 +3,14 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders
 
 from model.template import CONTROL_TOKENS
 from model.text import StopMatcher, Utf8Stream, Vocabulary
 from model.tokenizer import ChatTokenizer
-from tests.model.tiny import examples, hostile_text
+from tests.model.tiny import hostile_text
 
 
 def naive(text: str, stops: list[str]) -> tuple[str, bool]:
@@ -43,7 +43,7 @@ def in_pieces(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
 few = st.text("ab", max_size=5)
 
 
-@examples(500)
+@settings(max_examples=500)
 @given(pieces=st.lists(few, max_size=8), stops=st.lists(st.text("ab", min_size=1, max_size=6)))
 @example(pieces=["a", "a", "a", "b"], stops=["aab"])
 @example(pieces=["xa", "ab"], stops=["b", "aab"])
@@ -61,7 +61,7 @@ def test_without_stop_strings_text_passes_at_once() -> None:
     assert StopMatcher([]).feed("anything") == ("anything", False)
 
 
-@examples(300)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=40), cuts=st.lists(st.integers(0, 40)))
 @example(data="é漢🙂".encode(), cuts=list(range(9)))
 @example(data=b"\xf0\x9f\x99", cuts=[1, 2])
@@ -78,7 +78,7 @@ def streamed(tokenizer: ChatTokenizer, ids: list[int]) -> str:
     return "".join(stream.feed(vocabulary.bytes(token)) for token in ids) + stream.feed(b"", True)
 
 
-@examples(200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_streamed_text_is_that_of_the_tokenizer_for_any_ids(
     tokenizer: ChatTokenizer, data: st.DataObject
@@ -87,7 +87,7 @@ def test_streamed_text_is_that_of_the_tokenizer_for_any_ids(
     assert streamed(tokenizer, ids) == tokenizer.decode(ids)
 
 
-@examples(100)
+@settings(max_examples=100)
 @given(text=hostile_text)
 def test_encoded_text_streams_as_it_was(tokenizer: ChatTokenizer, text: str) -> None:
     assert streamed(tokenizer, tokenizer.encode(text)) == text

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
@@ -25,7 +25,6 @@ from tests.model.tiny import (
     CORPUS,
     conversations,
     edit_json,
-    examples,
     hostile_text,
     run_python,
 )
@@ -35,7 +34,7 @@ def control_ids(tokenizer: ChatTokenizer, ids: list[int]) -> list[int]:
     return [token for token in ids if tokenizer.is_control(token)]
 
 
-@examples(300)
+@settings(max_examples=300)
 @given(text=hostile_text)
 def test_decoding_gives_back_any_text_and_no_id_is_a_control_token(
     tokenizer: ChatTokenizer, trained_tokenizer: ChatTokenizer, text: str
@@ -63,7 +62,7 @@ def test_a_typed_control_token_stays_text_before_and_after_save(
         assert each.decode(ids) == text
 
 
-@examples(100)
+@settings(max_examples=100)
 @given(messages=conversations)
 def test_a_conversation_holds_exactly_the_control_tokens_of_its_template(
     tokenizer: ChatTokenizer, trained_tokenizer: ChatTokenizer, messages: list[dict[str, str]]
@@ -111,7 +110,7 @@ def test_an_unknown_role_is_a_value_error_that_names_it(tokenizer: ChatTokenizer
 # --- the vocabulary
 
 
-@examples(25)
+@settings(max_examples=25)
 @given(
     vocab_size=st.one_of(st.integers(SMALLEST_VOCAB, SMALLEST_VOCAB + 60), st.just(100_000)),
     texts=st.lists(st.one_of(hostile_text, st.sampled_from(CORPUS)), max_size=12),

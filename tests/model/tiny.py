@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -58,11 +57,6 @@ conversations = st.lists(
     min_size=1,
     max_size=4,
 )
-
-
-def examples(count: int) -> settings:
-    """Settings of a hypothesis test: no deadline, because other work may share the machine."""
-    return settings(max_examples=count, deadline=None)
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

@@ -51,7 +51,7 @@ def read(folder: Path, names: list[str], dtype: np.dtype[np.unsignedinteger]) ->
     return [np.fromfile(folder / name, dtype).tolist() for name in names]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(conversations, st.integers(1, 60))
 def test_files_hold_the_ids_of_encode_chat_document_after_document(
     tokenizer: ChatTokenizer,

@@ -75,14 +75,14 @@ def test_both_class_each_character_of_unicode_alike(planes: Sequence[int]) -> No
 WORDLIKE = st.text(
     st.sampled_from("ab'sdmtlvreé中7²٣ \t\n\r\u00a0\u2003\u3000\u0085\u200b!?😀\u0301\ufdd0"),
     max_size=30,
-) | st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+) | st.text(st.characters(exclude_categories=("Cs",), exclude_characters=SENTINEL), max_size=20)
 ROLES = st.sampled_from(["system", "user", "assistant", "text"])
 CHATS = st.lists(
     st.lists(st.builds(Message, role=ROLES, content=WORDLIKE), min_size=1, max_size=4), max_size=4
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(corpus=CHATS)
 def test_any_conversations_get_the_templates_ids(
     tokenizer: ChatTokenizer, corpus: list[list[Message]]
@@ -134,7 +134,7 @@ def vocabulary_of(merges: Merges) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(merges=merge_lists(), seed=st.integers(0, 2**32))
 def test_merges_that_pass_give_the_same_ids(merges: Merges, seed: int) -> None:
     vocabulary = vocabulary_of(merges)
@@ -171,7 +171,7 @@ def test_merges_that_differ_are_refused(merges: Merges, word: str) -> None:
     assert ours.encode_ordinary(word) != theirs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(st.text(st.sampled_from("aab bc'1 é"), max_size=60), min_size=1, max_size=8),
     more=st.integers(0, 60),

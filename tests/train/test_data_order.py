@@ -72,7 +72,7 @@ def test_the_order_draws_nothing_from_torchs_generator(stream: TokenStream) -> N
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(2, 200),
     seq_len=st.integers(1, 12),
@@ -184,7 +184,7 @@ def test_every_token_of_an_epoch_is_read_once_and_learnt_once(tmp_path: Path) ->
     assert sorted(labels.tolist()) == [token + 1 for token in read]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     processes=st.sampled_from([1, 2, 3, 4, 6, 12]),
     step=st.integers(0, 200),
@@ -253,7 +253,7 @@ def test_tokens_of_other_documents_change_nothing(stream: TokenStream) -> None:
     assert not torch.allclose(before, seen, atol=1e-2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     count=st.integers(1, 30),
     seq_len=st.integers(1, 40),
