@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+from model.cli import Failure, run, unwritable
 
 MODEL = "models/chat"
 REPORT = "metrics/report.md"
@@ -24,7 +25,7 @@ METRICS = ("data", "eval", "train")
 CHUNK = 1 << 20
 
 
-class ExportError(Exception):
+class ExportError(Failure):
     """What stands in the way, in one line."""
 
 
@@ -70,7 +71,7 @@ def export(source: Path, target: Path, root: Path = Path()) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(source, partial)
+        _copy(source, partial)
         name = target.resolve().name
         text = card(name, source, report, found, root, lock)
         (partial / CARD).write_text(text, encoding="utf-8", newline="\n")
@@ -84,6 +85,14 @@ def export(source: Path, target: Path, root: Path = Path()) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    """As shutil.copytree, but an error stays an OSError that tells its reason."""
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def read_lock(root: Path) -> dict[str, Any]:
@@ -150,10 +159,14 @@ def folder_md5(folder: Path) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Exports and says so. Raises Failure, or OSError for a disk that is full or failing."""
     try:
         made = main()
-    except (ExportError, OSError) as error:
-        print(f"error: export: {error}", file=sys.stderr)
-        sys.exit(1)
+    except OSError as error:
+        raise unwritable(Path(error.filename2 or error.filename or "FOLDER"), error) from None
     print(f"export: {made}")
+
+
+if __name__ == "__main__":
+    run("export", command)

@@ -10,6 +10,7 @@ what a person types is still never a control token, but the model reads it with 
 """
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ except ModuleNotFoundError:
         raise
     sys.exit("error: this needs the package gguf: pip install -e '.[gguf]'")
 
+from model.cli import Failure, cannot_open, run, unwritable
 from model.config import ModelConfig
 from model.hugging_face import to_hugging_face
 from model.loading import load
@@ -225,13 +227,20 @@ def main() -> None:
     parser.add_argument("file", help="the GGUF file to write")
     parser.add_argument("--dtype", choices=DTYPES, default="f32", help="of the matrices")
     arguments = parser.parse_args()
+    file = Path(arguments.file)
+    if not file.parent.is_dir():
+        raise Failure(f"there is no folder '{file.parent}' to write {file.name} into")
     try:
-        write_gguf(arguments.folder, arguments.file, arguments.dtype)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        write_gguf(arguments.folder, file, arguments.dtype)
+    except (FileNotFoundError, ValueError) as error:
+        raise cannot_open(arguments.folder, error) from None
+    except OSError as error:
+        if error.errno is None:  # numpy wrote less than it should
+            raise OSError(errno.ENOSPC, f"not written whole ({error})", str(file)) from None
+        raise unwritable(file, error) from None
     size = Path(arguments.file).stat().st_size
     print(f"{arguments.file}: {size / 2**20:,.1f} MiB, {arguments.dtype}")
 
 
 if __name__ == "__main__":
-    main()
+    run("gguf", main)

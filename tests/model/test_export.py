@@ -1,6 +1,7 @@
 """An exported folder is whole, opens everywhere, and its card speaks of the model in it."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -233,14 +234,31 @@ def test_the_command_says_in_one_line_what_is_wrong(project: Path) -> None:
         )  # fmt: skip
 
     wrong = run()
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: export: the following arguments are required: folder")
     assert len(wrong.stderr.splitlines()) == 1
     done = run("out")
     assert (done.returncode, done.stdout) == (0, "export: out\n"), done.stderr
     again = run("out")
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert "not empty" in again.stderr
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(
+    project: Path, tmp_path: Path
+) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "model.export", str(tmp_path / "out")],
+        cwd=project, capture_output=True, text=True, check=False,
+        env=stage_environment(project), preexec_fn=limit,
+    )  # fmt: skip
+    assert done.returncode == 74
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: export: File too large: {tmp_path}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["project"]
 
 
 def test_of_a_set_on_the_hub_the_card_names_it_and_its_commit() -> None:

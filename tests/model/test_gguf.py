@@ -13,6 +13,7 @@ import pytest
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from model.cli import Failure
 from model.template import CHAT_TEMPLATE, CONTROL_TOKENS
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
@@ -307,9 +308,9 @@ def test_what_cannot_be_written_is_one_line_and_leaves_no_file(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = write_model(tmp_path / "narrow", tokenizer_folder, d_model=24)
-    with pytest.raises(SystemExit, match=r"^error: q8_0 needs rows of a multiple of 32 weights"):
+    with pytest.raises(Failure, match=r"^q8_0 needs rows of a multiple of 32 weights"):
         convert(monkeypatch, narrow, tmp_path / "a.gguf", "--dtype", "q8_0")
-    with pytest.raises(SystemExit, match=r"^error: no config\.json in '.*nowhere'$"):
+    with pytest.raises(Failure, match=r"^no config\.json in '.*nowhere'; `dvc repro` trains"):
         convert(monkeypatch, tmp_path / "nowhere", tmp_path / "a.gguf")
 
     def cut_otherwise(content: dict[str, Any]) -> None:
@@ -317,6 +318,8 @@ def test_what_cannot_be_written_is_one_line_and_leaves_no_file(
 
     edit_json(narrow / "tokenizer.json", cut_otherwise)
     edit_json(narrow / "config.json", lambda config: config.pop("tokenizer_sha256"))
-    with pytest.raises(SystemExit, match=r"^error: no rule of llama\.cpp cuts words as this"):
+    with pytest.raises(Failure, match=r"^no rule of llama\.cpp cuts words as this"):
         convert(monkeypatch, narrow, tmp_path / "a.gguf")
+    with pytest.raises(Failure, match=r"^there is no folder '.*none' to write a\.gguf into"):
+        convert(monkeypatch, narrow, tmp_path / "none" / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["narrow"]
