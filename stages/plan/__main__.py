@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NAME = "python -m stages.plan"
 MFU = 0.4
+# Models of a million parameters took 8 to 16 ms a step on an H100, whatever their work.
+LEAST_STEP_SECONDS = 0.01
 
 
 class _Parser(argparse.ArgumentParser):
@@ -174,6 +176,20 @@ def show_burst(plan: Plan, burst: "Burst") -> None:
     )
 
 
+def show_gpu(plan: Plan, tflops: float, mfu: float, processes: int) -> None:
+    """Prints the time on ``processes`` GPUs of ``tflops`` at ``mfu``."""
+    seconds = plan.flops / (tflops * 1e12 * mfu * processes)
+    how = f"at {mfu:.0%} MFU"
+    if seconds < plan.steps * LEAST_STEP_SECONDS:
+        seconds = plan.steps * LEAST_STEP_SECONDS
+        how = f"at {1000 * LEAST_STEP_SECONDS:.0f} ms a step, which a small model takes to launch"
+    among = f"{processes} GPUs" if processes > 1 else "a GPU"
+    print(
+        f"GPU         {_time(seconds)} on {among} of {tflops:,.0f} TFLOP/s {how} (estimated: "
+        "validation and waiting are left out)"
+    )
+
+
 def main() -> None:
     """Prints the plan. Raises SettingsError as the pipeline's stages do."""
     chosen = options(sys.argv[1:])
@@ -220,12 +236,7 @@ def main() -> None:
 
         show_burst(plan, measure(settings.values, plan.data.vocab_size))
     if chosen.gpu_tflops:
-        rate = chosen.gpu_tflops * 1e12 * chosen.mfu * processes
-        among = f"{processes} GPUs" if processes > 1 else "a GPU"
-        print(
-            f"GPU         {_time(plan.flops / rate)} on {among} of {chosen.gpu_tflops:,.0f} "
-            f"TFLOP/s at {chosen.mfu:.0%} MFU (estimated: validation and waiting are left out)"
-        )
+        show_gpu(plan, chosen.gpu_tflops, chosen.mfu, processes)
     for line in plan.cautions:
         print(f"\nwarning: {line}")
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from model.saving import save_model
 from model.template import CONTROL_TOKENS
 from model.transformer import Transformer
 from stages.errors import SettingsError
-from stages.plan.__main__ import Plan, options, reckon
+from stages.plan.__main__ import Plan, options, reckon, show_gpu
 from stages.plan.burst import measure
 from stages.plan.cautions import usual_lr
 from stages.plan.memory import Memory, _Alive, estimate
@@ -444,12 +445,30 @@ def test_several_gpus_hold_their_shares(world: Path) -> None:
     done = planned(world, "--gpu-tflops", "100", "--gpus", "2", "-S", "runtime.parallel=fsdp")
     assert done.returncode == 0, done.stderr
     (gpu,) = [line for line in done.stdout.splitlines() if line.startswith("GPU")]
-    assert re.search(r"^GPU +[\d.e-]+ seconds on 2 GPUs of 100 TFLOP/s at 40% MFU", gpu)
-    assert gpu.split()[1] != "0"
+    assert " seconds on 2 GPUs of 100 TFLOP/s at " in gpu
     (memory,) = [line for line in done.stdout.splitlines() if line.startswith("memory")]
     assert "of tensors in each of 2 processes (fsdp)" in memory
     assert "activations and gathered weights" in memory
     assert "in the optimiser's step" in memory
+
+
+@pytest.mark.parametrize(
+    ("tflops", "expected"),
+    [
+        (1e-5, r"80 seconds on 2 GPUs of 0 TFLOP/s at 40% MFU \(estimated"),
+        (1e5, r"1 seconds on 2 GPUs of 100,000 TFLOP/s at 10 ms a step, which a small model takes"),
+    ],
+)
+def test_a_gpu_takes_as_long_as_its_work_or_its_launches(
+    tflops: float,
+    expected: str,
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    planned_ = plan(world, monkeypatch, train__max_steps=100)
+    show_gpu(replace(planned_, flops=6.4e8), tflops, 0.4, 2)
+    assert re.match(rf"GPU +{expected}", capsys.readouterr().out)
 
 
 def test_the_command_tells_all_and_changes_nothing(world: Path) -> None:
