@@ -59,10 +59,7 @@ class Selection:
         messages, mended = normalise(adapt(row, params.format))
         characters = sum([len(message["content"]) for message in messages])
         self._check_bounds(messages, characters)
-        language = row.get(LANGUAGE)
-        if not isinstance(language, str) or not 0 < len(language) <= LONGEST_LANGUAGE:
-            language = None
-        return Selected(messages, mended, characters, language)
+        return Selected(messages, mended, characters, _language(row.get(LANGUAGE)))
 
     def _check_bounds(self, messages: list[Message], characters: int) -> None:
         params = self._params
@@ -125,3 +122,9 @@ def _is_flagged(cell: object) -> bool:
         return any(_equal(verdict["flagged"], True) for verdict in cell)  # type: ignore[attr-defined]
     except (TypeError, KeyError):
         raise Malformed("no_verdict") from None
+
+
+def _language(value: object) -> str | None:
+    """The name on one line, or None for what names no language."""
+    name = " ".join(value.split()) if isinstance(value, str) else ""
+    return name if 0 < len(name) <= LONGEST_LANGUAGE else None

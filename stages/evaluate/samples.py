@@ -11,6 +11,7 @@ from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
 from stages.corpus import TokenStream
 from stages.evaluate.params import EvaluateParams
+from stages.markdown import inline, named
 
 FREE_CONVERSATIONS = 2
 SLOTS = 16  # replies made at a time
@@ -18,8 +19,7 @@ DOCUMENT_BLOCK = 4096
 # Characters and lines of the text in DVC's picture of replies.
 PROMPT_WIDTH, PROMPT_LINES = 28, 3
 REPLY_WIDTH, REPLY_LINES = 46, 5
-
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+CLOSES_SCRIPT = re.compile("<(?=[/!])")
 
 Both = tuple[Reply, Reply]  # greedy and sampled
 
@@ -61,7 +61,7 @@ def write_samples(
         add("## Prompts")
     for prompt, of_one in zip(params.prompts, replies, strict=False):
         add("")
-        add(f"**user:** {_inline(prompt)}")
+        add(f"**user:** {_seen(prompt)}")
         _show(page, prompt, of_one)
     if places:
         add("")
@@ -70,9 +70,9 @@ def write_samples(
         add("")
         turns = transcript(tokenizer, ids)
         for role, text, _ in turns:
-            add(f"**{role}:** {_inline(text)}  ")
+            add(f"**{role}:** {_seen(text)}  ")
         _show(page, turns[-1][1] if turns else "", of_one)
-        add(f"- actual: {_inline(tokenizer.decode(actual))}")
+        add(f"- actual: {_seen(tokenizer.decode(actual))}")
     add("")
     add("## Free conversations")
     add("")
@@ -80,7 +80,7 @@ def write_samples(
     for reply in _free_conversations(engine, params):
         add("")
         for role, text, ended in transcript(tokenizer, [tokenizer.bos_id, *reply.token_ids]):
-            add(f"**{role}:** {_inline(text)}{'' if ended else ' …'}  ")
+            add(f"**{role}:** {_seen(text)}{'' if ended else ' …'}  ")
     return page
 
 
@@ -127,7 +127,7 @@ def _show(page: Samples, prompt: str, replies: Both | None) -> None:
         page.replies += 1
         page.ended += ended
         rest = "" if ended else " …"
-        page.lines.append(f"- {name}: {_inline(reply.text)}{rest}")
+        page.lines.append(f"- {name}: {_seen(reply.text)}{rest}")
         page.table.append({"prompt": prompt, "kind": name, "reply": reply.text + rest})
 
 
@@ -192,22 +192,16 @@ def transcript(tokenizer: ChatTokenizer, ids: list[int]) -> list[tuple[str, str,
     return [(role, tokenizer.decode(words), ended) for role, words, ended in turns]
 
 
-def _inline(text: str) -> str:
-    """Text on one line of Markdown, its special characters shown as they are.
-
-    Control characters, which would steer a terminal and make the file binary for git, and those
-    that turn the direction of writing are named by their numbers.
-    """
-    text = " ".join(text.split())
-    for character in "\\`*_[]<>#|&~$":
-        text = text.replace(character, f"\\{character}")
-    return CONTROL.sub(lambda found: f"\\[U+{ord(found[0]):04X}\\]", text) or "(nothing)"
+def _seen(text: str) -> str:
+    return inline(text) or "(nothing)"
 
 
 def side_by_side(table: list[dict[str, str]]) -> list[dict[str, str]]:
     """The replies for DVC's plots, which draw them beside those of other revisions.
 
-    Text in a picture breaks no lines by itself: here they are broken.
+    Text in a picture breaks no lines by itself: here they are broken. DVC writes it into a script
+    of its page as it is, where ``</`` could end the script and ``<!`` hide its end: a character
+    without width stands between.
     """
     number, rows = 0, []
     for row in table:
@@ -223,4 +217,6 @@ def side_by_side(table: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _wrapped(text: str, width: int, lines: int) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+    text = named(" ".join(text.split()))
+    text = "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+    return CLOSES_SCRIPT.sub("<\u2060", text)

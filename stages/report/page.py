@@ -1,5 +1,6 @@
 """The report as a page of Markdown: a function of its inputs alone."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import yaml
 
 from model.config import DRAWN
 from model.sources import SOURCES
+from stages.markdown import code, inline, named
 from stages.report.chart import bar, line_chart
 from stages.report.inputs import Inputs, Rows
 
 HISTORY_ROWS = 8
+_BARE_BAR = re.compile(r"(?<!\\)\|")
 BASELINES = {
     "uniform": "any token, all alike",
     "unigram": "how frequent a token is",
@@ -47,14 +50,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: int = 
 
 
 def shown(value: object) -> str:
-    """A value in a cell: thousands set apart, what is missing a dash."""
+    """A value in a cell: thousands set apart, what is missing a dash. Text is Markdown."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value).replace("|", "\\|")
+    return _BARE_BAR.sub(r"\\|", str(value))
 
 
 def scaled(value: float, units: Sequence[str] = ("", "thousand", "million", "billion")) -> str:
@@ -75,7 +78,7 @@ def _name(found: Inputs, params: dict[str, Any]) -> str:
     name = str(found.data["source"]["name"])
     if name in SOURCES:
         return SOURCES[name].title
-    return Path(params["data"]["path"]).name if name == "local" else name
+    return inline(Path(params["data"]["path"]).name if name == "local" else name)
 
 
 def _beginning(params: dict[str, Any]) -> str:
@@ -83,7 +86,7 @@ def _beginning(params: dict[str, Any]) -> str:
     init_from = str(params["train"]["init_from"])
     if init_from == DRAWN:
         return "Trained from scratch"
-    return f"Trained further from the weights of `{Path(init_from).name}`"
+    return f"Trained further from the weights of {code(Path(init_from).name)}"
 
 
 def _head(found: Inputs, params: dict[str, Any]) -> Iterator[str]:
@@ -132,10 +135,10 @@ def _data(found: Inputs, params: dict[str, Any]) -> Iterator[str]:
         ("", ""),
         (
             ("source", f"[{known.title}]({known.url})" if known else _name(found, params)),
-            *((key, f"`{value}`") for key, value in source.items() if key != "name"),
+            *((key, code(str(value))) for key, value in source.items() if key != "name"),
             ("licence", known.licence_title if known else "not known: see the source"),
             *(
-                [("languages", ", ".join(f"{k} {v:,}" for k, v in languages.items()))]
+                [("languages", ", ".join(f"{inline(k)} {v:,}" for k, v in languages.items()))]
                 if (languages := found.data.get("languages"))
                 else []
             ),
@@ -400,5 +403,5 @@ def _params(params: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "```yaml"
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    yield from text.rstrip("\n").splitlines()
+    yield from (named(line) for line in text.rstrip("\n").split("\n"))
     yield "```"

@@ -1,12 +1,10 @@
 """The page of samples: the same for the same seed, readable as Markdown, within the context."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from model.engine import Engine, Reply
 from model.tokenizer import ChatTokenizer
@@ -20,7 +18,6 @@ from stages.evaluate.samples import transcript, write_samples
 from tests.builders import chats, make_stream, tiny_model, tiny_params
 
 MAX_NEW = 8
-MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
 @pytest.fixture(scope="module")
@@ -102,55 +99,6 @@ def test_a_part_that_is_not_asked_for_has_no_heading(
     expected = {"prompts": "## Prompts", "openings": "## Conversations of the validation set"}
     assert not any(line.startswith(expected[part]) for line in headings)
     assert len(headings) == 2
-
-
-def visible(markdown: str) -> str:
-    """The text that a reader of the rendered page sees."""
-    pieces: list[str] = []
-    for token in MARKDOWN.parse(markdown):
-        for child in token.children or []:
-            assert child.type in ("text", "text_special", "strong_open", "strong_close"), child
-            pieces.append(child.content)
-    return "".join(pieces)
-
-
-characters = st.sampled_from("\\`*_[]()<>#|!&~$+-.:;=\"'{}^1ab \n\té🙂") | st.characters(
-    exclude_categories=("Cs", "Cc"),
-    exclude_characters="\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
-)
-
-
-@given(text=st.text(characters, max_size=40))
-@example(text="*a* _b_ `c` [d](e) <f> # g | h")
-@example(text="&lt;b&gt; &amp; &#42; &copy")
-@example(text="~~struck~~ out")
-@example(text="<!-- hidden --> <script>alert(1)</script>")
-@example(text="one\n\n# two\n- three")
-@example(text="\\*a\\*")
-@example(text="![x](http://x.y/z.png)")
-def test_text_is_seen_as_it_was_typed(text: str) -> None:
-    shown = samples._inline(text)
-    assert "\n" not in shown
-    # Leading and trailing marks stand apart; white space folds.
-    expected = " ".join(text.split()) or "(nothing)"
-    assert visible(f"**user:** {shown}") == f"user: {expected}"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a\0b\x1b[31mred", r"a\[U+0000\]b\[U+001B\]\[31mred"),
-        ("\x18 \x9b \u202eevil\u2066", r"\[U+0018\] \[U+009B\] \[U+202E\]evil\[U+2066\]"),
-        ("👨\u200d👩\u200d👧 می\u200cخواهم", "👨\u200d👩\u200d👧 می\u200cخواهم"),
-    ],
-)
-def test_what_steers_a_terminal_is_named(text: str, expected: str) -> None:
-    assert samples._inline(text) == expected
-
-
-@pytest.mark.parametrize("text", ["a $x^2$ b", "$$y$$"])
-def test_what_looks_like_a_formula_is_not_one(text: str) -> None:
-    assert "$" not in samples._inline(text).replace("\\$", "")
 
 
 def test_a_prompt_that_fills_the_context_is_said_to(
@@ -303,6 +251,15 @@ def test_replies_are_tabled_for_the_picture_with_lines_broken(
         assert all(len(line) <= samples.PROMPT_WIDTH for line in lines)
         assert row["reply"]
         assert len(row["reply"].split("\n")) <= samples.REPLY_LINES
+
+
+def test_no_text_ends_the_script_of_a_page_that_dvc_writes_it_into() -> None:
+    text = "a </script> <!-- <script>alert(1)</SCRIPT> 1 < 2 \x1b\u202e"
+    (row,) = samples.side_by_side([{"prompt": text, "kind": "greedy", "reply": text}])
+    for field in row.values():
+        assert not re.search("<[/!]", field)
+    words = " ".join(row["reply"].replace("\u2060", "").split())
+    assert words == "a </script> <!-- <script>alert(1)</SCRIPT> 1 < 2 [U+001B][U+202E]"
 
 
 @pytest.mark.parametrize("seq_len", [4, 24, 64])

@@ -142,6 +142,29 @@ def test_the_folders_of_a_machine_are_not_told(copy: Path) -> None:
     assert "path: chats.jsonl" in text
 
 
+def test_names_of_the_data_do_nothing_on_the_page(copy: Path) -> None:
+    file = copy / "a|b <img src=x> *c* `d`.jsonl"
+    file.touch()
+    write_data_metrics(copy, {"name": "local", "split": "x | `y"})
+    metrics = json.loads((copy / "metrics/data.json").read_text(encoding="utf-8"))
+    metrics["languages"] = {"<i>h</i>": 3, "`t` | *u*": 2}
+    write_json(copy / "metrics/data.json", metrics)
+    prompts = ["\u202eevil", "``` | <b>"]
+    write_params(
+        copy,
+        tiny_params({"data.name": "local", "data.path": str(file), "evaluate.prompts": prompts}),
+    )
+    text = report(copy)
+    assert "\u202e" not in text
+    tokens = MARKDOWN.parse(text)
+    seen = ["".join(child.content for child in token.children or []) for token in tokens]
+    for value in (file.name, "x | `y", "<i>h</i> 3, `t` | *u* 2"):
+        assert value in seen
+    inside = [child.type for token in tokens for child in token.children or []]
+    assert "html_inline" not in inside
+    assert "em_open" not in inside
+
+
 def test_plain_text_has_a_report_without_replies(tmp_path: Path) -> None:
     splits: Any = {
         split: [[{"role": "text", "content": f"{split} {n}: " + "words " * 20}] for n in range(9)]
