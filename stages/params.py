@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from stages.errors import SettingsError
 
@@ -141,9 +142,18 @@ def _explain(section: str, schema: type[Any], error: ValidationError) -> str:
     if problem["type"] == "value_error":  # raised by a schema's own validator
         # A check across keys has no location: its message begins with the key at fault.
         return f"{key}{': ' if location else '.'}{problem['ctx']['error']}"
-    reasons = [item["msg"] for item in problems if item["loc"][:1] == problem["loc"][:1]]
+    reasons = [_reason(item) for item in problems if item["loc"][:1] == problem["loc"][:1]]
     text = " or ".join(dict.fromkeys(r[0].lower() + r[1:] for r in reasons))
     return f"{key}: {text}, not {_shown(problem['input'])}"
+
+
+def _reason(problem: ErrorDetails) -> str:
+    """What pydantic says, without names of Python's classes, and with one "not"."""
+    if problem["type"] == "model_type":
+        return "should be a section with keys"
+    if problem["type"] in ("too_short", "too_long"):
+        return problem["msg"].partition(" after validation")[0]
+    return problem["msg"]
 
 
 def _shown(value: object) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.files import sha256_file, write_json, write_text
 from stages.params import Section
@@ -36,6 +36,7 @@ FLUSH_SECONDS = 1.0  # at most what is not yet in W&B's file when it is cut off
 ORPHAN_SECONDS = 60  # of a process whose stage was killed
 # W&B's own count of steps goes on beyond steps that a resumed offline run repeats; charts use this.
 STEP = "step"
+NOT_IN_PROJECT, LONGEST_PROJECT = "/\\#?%:", 128
 ID_FILE, RUNS = "wandb.txt", "wandb"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +50,17 @@ class WandbParams(Section):
     project_name: Annotated[str, Field(min_length=1)]
     run_name: str | None
     mode: Literal["online", "offline"]
+
+    @field_validator("project_name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        """As W&B has it, which else would refuse the run when it begins."""
+        if len(value) > LONGEST_PROJECT or any(character in NOT_IN_PROJECT for character in value):
+            raise ValueError(
+                f"W&B takes names of at most {LONGEST_PROJECT} characters, without any of "
+                f"{' '.join(NOT_IN_PROJECT)}; not '{value[:60]}'"
+            )
+        return value
 
 
 class Tracker(AbstractContextManager["Tracker", None], Protocol):

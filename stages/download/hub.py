@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from stages.download.folders import COMPRESSIONS, KINDS
-from stages.download.params import EMBEDDED, LOCAL, DataParams
+from stages.download.params import DataParams
 from stages.download.readers import rows_of
 from stages.download.rows import Part, Rows
 from stages.download.tables import batch_rows
@@ -164,10 +164,6 @@ def _asked_commit(name: str, revision: str | None) -> tuple[str, str]:
     be_patient()
     try:
         info = HfApi().dataset_info(name, revision=revision)
-    except errors.HFValidationError:
-        raise SettingsError(
-            f"data.name: '{name}' is neither {EMBEDDED}, {LOCAL} nor an id of the hub (owner/name)"
-        ) from None
     except errors.RevisionNotFoundError:
         raise AccessError(f"data.revision: {name} has no revision '{revision}'") from None
     except errors.GatedRepoError as error:

@@ -49,6 +49,25 @@ class DataParams(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_source(cls, value: str) -> str:
+        own = [EMBEDDED, LOCAL]
+        if value in own:
+            return value
+        if "/" not in value and difflib.get_close_matches(value.lower(), own, n=1, cutoff=0.75):
+            raise ValueError(f"no source '{value}'{_nearest(value.lower(), own)}")
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(value)
+        except HFValidationError:
+            raise ValueError(
+                f"'{value}' is neither {EMBEDDED}, {LOCAL} nor an id of the hub (owner/name)"
+            ) from None
+        return value
+
     @field_validator("format")
     @classmethod
     def _known_format(cls, value: str) -> str:

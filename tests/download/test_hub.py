@@ -234,7 +234,7 @@ CASES = {
     "missing-to-a-token": Case(
         {"name": "acme/none"}, token=READER, code=4, parts=["no data set 'acme/none'"]
     ),
-    "misspelt": Case({"name": "chitchta"}, code=4, parts=["data.name", "'chitchta'"]),
+    "misspelt": Case({"name": "acme/chtas"}, code=4, parts=["data.name", "'acme/chtas'"]),
     "packaged-loader": Case({"name": "json"}, code=4, parts=["data.name", "'json'"]),
     "invalid-token": Case({"name": "acme/chats"}, token=WRONG, code=4, parts=["HF_TOKEN"]),
     "not-an-id": Case({"name": "a/b/c"}, code=2, parts=["data.name", "'a/b/c'"]),
