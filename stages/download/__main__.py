@@ -12,6 +12,7 @@ from stages.params import read
 from stages.progress import say
 
 METRICS = Path("metrics/data.json")
+REJECTED = CONVERSATIONS / "rejected.jsonl"
 
 
 def main() -> None:
@@ -19,10 +20,15 @@ def main() -> None:
     with output_folder(CONVERSATIONS) as folder:
         report = collect(open_source(params), params, folder, open_validation(params))
         write_json(METRICS, {"source": describe_source(params), **report})
+    rows = report["rows"]
+    dropped = ", ".join(f"{n:,} {reason}" for reason, n in rows["dropped"].items())
     say(
-        f"download: {report['rows']['read']:,} rows gave {report['train']['conversations']:,} "
-        f"conversations for training and {report['validation']['conversations']:,} for validation"
+        f"download: {rows['read']:,} rows gave {report['train']['conversations']:,} conversations "
+        f"for training and {report['validation']['conversations']:,} for validation"
+        + (f"; dropped: {dropped}" if dropped else "")
     )
+    if rows["malformed"]:
+        say(f"download: {rows['malformed']:,} malformed rows are listed in {REJECTED}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 * an empty message is removed;
 * messages of the assistant before the user's first are removed;
 * neighbouring messages of one role are joined with a newline;
+* what then has no message of the user's (nor plain text) is no conversation;
 * text that is not Unicode (lone surrogates) makes the row malformed.
 """
 
@@ -46,7 +47,7 @@ def normalise(turns: list[Turn]) -> tuple[list[Message], dict[str, int]]:
             continue
         mended[rule] = mended.get(rule, 0) + 1
     if not spoken:
-        raise Unusable("empty")
+        raise Unusable("no_user" if any(content.strip() for _, content in turns) else "empty")
     return [{"role": role, "content": "\n".join(contents)} for role, contents in said], mended
 
 

@@ -175,6 +175,8 @@ def write_page(
     for title, conversations in (("Hardest", hardest), ("Easiest", easiest)):
         lines.append(f"<h2>{title}</h2>")
         articles = ["".join(_article(one, tokenizer, texts)) for one in conversations]
-        lines += articles or [f"<p>No conversation has {FEWEST_TOKENS} tokens.</p>"]
+        lines += articles or [
+            f"<p>None: conversations of fewer than {FEWEST_TOKENS} tokens are left out.</p>"
+        ]
     lines.append("</body></html>")
     return "\n".join(lines) + "\n"

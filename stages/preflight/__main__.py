@@ -29,9 +29,10 @@ def check(manifest: Manifest, model: ModelParams, train: TrainParams) -> None:
     for split in SPLITS:
         if not splits[split]["documents"]:
             other = sum(counts["documents"] for counts in splits.values())
+            way = f"{'lower' if split == 'train' else 'raise'} it, or " if other > 1 else ""
             raise SettingsError(
-                f"data.val_fraction leaves no {split} conversation of {other:,}: "
-                f"{'lower' if split == 'train' else 'raise'} it, or use more data"
+                f"data.val_fraction leaves no {split} conversation of {other:,}: {way}use more "
+                "data (metrics/data.json tells what was dropped)"
             )
     needed = model.seq_len + 1
     if splits["train"]["tokens"] < needed:

@@ -170,6 +170,8 @@ class Checkpoints:
             if peer_lost(error):
                 raise RuntimeError(str(error)) from None
             reason = " ".join(str(error).split())[:200]
+            if "inline_container" in reason:  # torch's writer of files, which keeps no errno
+                reason = f"not written whole, as where a disk is full ({reason})"
             say(f"train: step {state.step} could not be saved in {folder}: {reason}")
             saved = False
         self._last_save = time.monotonic()

@@ -66,17 +66,20 @@ def test_the_rules_of_a_conversation(
 
 
 @pytest.mark.parametrize(
-    "turns",
+    ("turns", "rule"),
     [
-        [("user", " ")],
-        [("text", "\n\n")],
-        [("system", "s")],
-        [("assistant", "a")],
-        [("system", "s"), ("assistant", "a"), ("user", "\u2003")],
+        ([], "empty"),
+        ([("user", " ")], "empty"),
+        ([("text", "\n\n")], "empty"),
+        ([("system", "s")], "no_user"),
+        ([("assistant", "a")], "no_user"),
+        ([("system", "s"), ("assistant", "a"), ("user", "\u2003")], "no_user"),
     ],
 )
-def test_a_conversation_without_a_word_of_the_user_is_dropped_by_rule(turns: list[Turn]) -> None:
-    with pytest.raises(Unusable, match=r"^empty$"):
+def test_a_conversation_without_a_word_of_the_user_is_dropped_by_rule(
+    turns: list[Turn], rule: str
+) -> None:
+    with pytest.raises(Unusable, match=rf"^{rule}$"):
         normalise(turns)
 
 
