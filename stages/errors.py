@@ -1,6 +1,5 @@
 """Failures that a user can mend: one line on stderr and a documented exit code, no traceback."""
 
-import errno
 import os
 import signal
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+from model import cli
 from stages.place import launched, speaks
 
 
@@ -61,10 +61,8 @@ class Stopped(StageError):
         self.exit_code = 128 + signum
 
 
-DISK_EXIT_CODE = 74  # EX_IOERR of sysexits.h
+DISK_EXIT_CODE, DISK_ERRNOS = cli.DISK_EXIT_CODE, cli.DISK_ERRNOS
 PEER_LOST_EXIT_CODE = 69  # EX_UNAVAILABLE: of a process whose peer ended first; that one says why
-DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-
 
 MEMORY_HINTS = {
     "train": "lower train.micro_batch_size (python -m stages.train.fit finds the largest that "
