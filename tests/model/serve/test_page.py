@@ -81,6 +81,7 @@ def server(stub: StubEngine) -> Iterator[Running]:
 
 
 def say(page: Page, text: str) -> None:
+    expect(page.locator(".pane").first).to_be_visible()  # the page knows the models by then
     page.get_by_label("Message").fill(text)
     page.get_by_label("Message").press("Enter")
 
