@@ -41,6 +41,7 @@ TINY = {
     "train.eval_tokens": 2048,
     "evaluate.max_new_tokens": 8,
     "evaluate.openings": 1,
+    "runtime.threads": 1,  # products so small that threads would only wait for one another
 }
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

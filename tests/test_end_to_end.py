@@ -248,7 +248,7 @@ def test_a_failed_experiment_says_why_in_one_line_and_loses_nothing(
 def test_dvc_killed_amid_training_costs_no_byte(clone: tuple[Path, Run], tmp_path: Path) -> None:
     folder, _ = clone
     # Long enough to be killed in; a short cosine would be over.
-    longer = {**TINY, "train.max_steps": 400, "train.eval_interval": 100}
+    longer = {**TINY, "train.max_steps": 200, "train.eval_interval": 100}
     run = make_clone(tmp_path / "killed", {**longer, "runtime.checkpoint_steps": 20})
     shutil.copytree(folder / ".dvc/cache", tmp_path / "killed/.dvc/cache")
     process = subprocess.Popen(
@@ -265,7 +265,7 @@ def test_dvc_killed_amid_training_costs_no_byte(clone: tuple[Path, Run], tmp_pat
         time.sleep(0.05)
     process.kill()
     process.wait()
-    again = run("dvc", "repro")
+    again = run("dvc", "repro", "train")
     assert "train: resumed from step " in again.stderr
     other = make_clone(tmp_path / "undisturbed", longer)
     shutil.copytree(folder / ".dvc/cache", tmp_path / "undisturbed/.dvc/cache")
