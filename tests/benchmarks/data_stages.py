@@ -25,7 +25,9 @@ class Cost(NamedTuple):
 
 def prepare(root: Path, source: Path, settings: dict[str, Any]) -> None:
     """A folder to run stages in: params.yaml with ``{"section.key": value}`` changed."""
-    shutil.copytree(ROOT / "stages/download", root / "stages/download")
+    # Without what other processes may be compiling just now.
+    left_out = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "stages/download", root / "stages/download", ignore=left_out)
     values = read_yaml(ROOT / "params.yaml")
     for key, value in {"data.name": "local", "data.path": str(source), **settings}.items():
         section, _, name = key.partition(".")
